@@ -99,18 +99,17 @@ def make_rows(n: int, d: int, seed: int = 0) -> np.ndarray:
     return unit
 
 
-def measure(
-    providers: Mapping[str, Provider], X: np.ndarray, method: str, metric: str, rounds: int
-) -> dict[str, float]:
-    """Median seconds of each provider over ``rounds`` interleaved runs, after one warm-up of each on 200 rows."""
-    for run in providers.values():
+def measure(providers: Mapping[str, tuple[Provider, int]], X: np.ndarray, method: str, metric: str) -> dict[str, float]:
+    """Median seconds of each provider over its number of rounds, interleaved, after one warm-up of each on 200 rows."""
+    for run, _ in providers.values():
         run(X[:200], method, metric)
     seconds: dict[str, list[float]] = {name: [] for name in providers}
-    for _ in range(rounds):
-        for name, run in providers.items():
-            begin = time.perf_counter()
-            run(X, method, metric)
-            seconds[name].append(time.perf_counter() - begin)
+    for done in range(max(rounds for _, rounds in providers.values())):
+        for name, (run, rounds) in providers.items():
+            if done < rounds:
+                begin = time.perf_counter()
+                run(X, method, metric)
+                seconds[name].append(time.perf_counter() - begin)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -144,7 +143,8 @@ def clustering(sizes: Sequence[int], d: int, rounds: int, memory: bool) -> dict[
     plan = [(n, method, metric) for n in sizes for method, metric in CASES]
     cases = []
     for n, method, metric in track(plan, "clustering"):
-        seconds = measure(providers, make_rows(n, d), method, metric, rounds)
+        timed = {name: (run, rounds) for name, run in providers.items()}
+        seconds = measure(timed, make_rows(n, d), method, metric)
         peaks = {name: peak_megabytes(name, n, d, method, metric) for name in providers} if memory else {}
         cases.append({"method": method, "metric": metric, "n": n, "d": d, "seconds": seconds, "peak_mb": peaks})
     return {"machine": describe_machine(), "versions": versions(), "rounds": rounds, "cases": cases}

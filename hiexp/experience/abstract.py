@@ -135,7 +135,7 @@ def _build_level(
     embed: Embed,
 ) -> _Built:
     children = hek.entries(below, "active")
-    vectors, calibrated = _vectors(hek, children, embed)
+    vectors, calibrated = level_vectors(hek, children, embed)
     threshold = float(thresholds.get(level, calibrated[level]))
     clusters = _cluster(children, vectors, threshold)
     large = [cluster for cluster in clusters if len(cluster) >= min_cluster_size]
@@ -156,7 +156,9 @@ def _build_level(
     )
 
 
-def _vectors(hek: HEK, entries: Sequence[Experience], embed: Embed) -> tuple[NDArray[np.float32], Mapping[str, float]]:
+def level_vectors(
+    hek: HEK, entries: Sequence[Experience], embed: Embed
+) -> tuple[NDArray[np.float32], Mapping[str, float]]:
     """Vectors (n, d) to cluster, and the thresholds that fit them."""
     calibration = hek.calibration
     if embed == "title":

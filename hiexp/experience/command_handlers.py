@@ -52,13 +52,19 @@ def distill_command(args: argparse.Namespace) -> int:
 def build_command(args: argparse.Namespace) -> int:
     """``hiexp build``."""
     from hiexp.experience.store import HEK
+    from hiexp.report.dendrogram import check_picture, draw_hierarchy
 
+    if args.picture is not None:
+        check_picture(args.picture)
     with HEK.open(args.hek, "w") as hek:
         summariser = _summariser(args.summariser)
         given = {"E2": args.threshold_e2, "E3": args.threshold_e3}
         thresholds = {level: value for level, value in given.items() if value is not None}
         report = hek.build_hierarchy(thresholds=thresholds, summariser=summariser, embed=args.embed)
         print(report)
+        if args.picture is not None:
+            draw_hierarchy(hek, report.thresholds, args.picture, embed=args.embed)
+            print(f"picture: {args.picture}")
     print(f'next: hiexp query {args.hek} "a question"')
     return 0
 

@@ -76,6 +76,9 @@ def _register_build(subparsers: Any) -> None:
         help="what is clustered: titles (what is asked; default), or titles with descriptions (what to do about it)",
     )  # fmt: skip
     parser.add_argument("--summariser", default="extractive", help=f"extractive (default) or {_MODEL_HELP}")
+    parser.add_argument(
+        "--picture", metavar="FILE", help="draw the dendrogram with its cuts as FILE (.png, .svg or .pdf)"
+    )
 
 
 def _register_query(subparsers: Any) -> None:
