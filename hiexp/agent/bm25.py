@@ -53,13 +53,18 @@ class Bm25Tool:
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Document]]:
         """The ``top_k`` best passages of each query that share a word with it; ties go to the earlier passage."""
-        return [[self.documents[row] for row in self._rows(query, top_k)] for query in queries]
+        return [[document for document, _ in found] for found in self.search_scored(queries, top_k)]
 
-    def _rows(self, query: str, top_k: int) -> list[int]:
+    def search_scored(self, queries: Sequence[str], top_k: int) -> list[list[tuple[Document, float]]]:
+        """:meth:`search` with the BM25 score of each passage."""
+        return [[(self.documents[row], score) for row, score in self._rows(query, top_k)] for query in queries]
+
+    def _rows(self, query: str, top_k: int) -> list[tuple[int, float]]:
         ids = [self._vocabulary[word] for word in tokenize(query) if word in self._vocabulary]
         if not ids:
             return []
-        return best_rows(np.asarray(self._index.get_scores_from_ids(ids)), top_k)
+        scores = np.asarray(self._index.get_scores_from_ids(ids))
+        return [(row, float(scores[row])) for row in best_rows(scores, top_k)]
 
 
 def best_rows(scores: NDArray[Any], top_k: int) -> list[int]:

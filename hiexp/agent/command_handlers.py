@@ -1,4 +1,7 @@
-"""What ``hiexp rollout`` and ``hiexp eval`` do; commands.py holds their arguments. Heavy modules load when one runs."""
+"""What ``hiexp rollout``, ``eval`` and ``serve-retriever`` do; commands.py holds their arguments.
+
+Heavy modules load when one runs.
+"""
 
 from __future__ import annotations
 
@@ -61,6 +64,18 @@ def eval_command(args: argparse.Namespace) -> int:
     if args.json:
         atomic_write(args.json, json.dumps(result, indent=1) + "\n")
     return 0
+
+
+def serve_command(args: argparse.Namespace) -> int:
+    """``hiexp serve-retriever``."""
+    from hiexp.agent.retriever_server import serve
+    from hiexp.rl.config import ToolConfig
+    from hiexp.rl.setup import make_tool
+
+    if not 0 <= args.port <= 65535:
+        raise ValueError(f"--port: expected 0..65535, got {args.port}")
+    config = ToolConfig(kind=args.kind, corpus=args.corpus, encoder=args.encoder, cache_dir=args.cache_dir)
+    return serve(make_tool(config), args.host, args.port)
 
 
 def _check_counts(flags: Mapping[str, int | None]) -> None:

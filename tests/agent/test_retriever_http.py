@@ -1,0 +1,249 @@
+"""Server and client together give what the tool itself gives; faults end in clear, recorded errors."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from hiexp.agent.bm25 import Bm25Tool
+from hiexp.agent.http_tool import HttpTool, RetrieverError
+from hiexp.agent.retriever_server import RetrieverServer
+from hiexp.agent.tools import call_tool
+from hiexp.rl.config import ToolConfig
+from hiexp.rl.setup import make_tool
+
+pytest.importorskip("bm25s")
+PASSAGES = [
+    {"id": "a", "title": "Ada Lovelace", "text": "Ada Lovelace wrote the first program.\nIt computed numbers."},
+    {"id": "b", "title": "Analytical Engine", "text": "A machine by Charles Babbage, never built."},
+    {"id": "c", "title": "Größe – Ünïcode ☃", "text": "Ein Text über Größe und Maschinen."},
+]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    path.write_text("".join(json.dumps(passage) + "\n" for passage in PASSAGES), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tool(corpus):
+    return Bm25Tool.from_corpus(corpus, corpus.parent / "cache")
+
+
+def running(server):
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+@pytest.fixture(scope="module")
+def address(tool):
+    with RetrieverServer(tool, port=0) as server:
+        yield running(server)
+        server.shutdown()
+
+
+def post(url, body, data=None):
+    request = urllib.request.Request(url, data if data is not None else json.dumps(body).encode())
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return response.status, json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_search_r1_schema_gives_the_tools_documents(tool, address, top_k):
+    queries = ["first program", "machine never built", "größe", "nothing like it"]
+    assert HttpTool(f"{address}/retrieve").search(queries, top_k) == tool.search(queries, top_k)
+
+
+def test_r1_searcher_schema_gives_the_same_texts(tool, address):
+    queries = ["first program", "größe"]
+    found = HttpTool(f"{address}/queries").search(queries, 2)
+    assert [[(d.title, d.text) for d in one] for one in found] == [
+        [(d.title, d.text) for d in one] for one in tool.search(queries, 2)
+    ]
+    again = HttpTool(f"{address}/queries").search(queries, 2)
+    assert [[d.id for d in one] for one in again] == [[d.id for d in one] for one in found]
+
+
+def test_bytes_on_the_wire_are_search_r1s(tool, address):
+    status, reply = post(f"{address}/retrieve", {"queries": ["first program"], "topk": 1, "return_scores": True})
+    score = tool.search_scored(["first program"], 1)[0][0][1]
+    contents = f"{PASSAGES[0]['title']}\n{PASSAGES[0]['text']}"
+    assert (status, reply) == (200, {"result": [[{"document": {"id": "a", "contents": contents}, "score": score}]]})
+    _, plain = post(f"{address}/retrieve", {"queries": ["first program"], "topk": 1})
+    assert plain == {"result": [[{"id": "a", "contents": contents}]]}
+    _, answers = post(f"{address}/queries", {"queries": ["first program"], "k": 1})
+    assert answers == {"queries": ["first program"], "answers": [[contents]]}
+
+
+def test_health_counts_queries(address):
+    with urllib.request.urlopen(f"{address}/health", timeout=10) as response:
+        before = json.loads(response.read())
+    post(f"{address}/queries", {"queries": ["a", "b"]})
+    with urllib.request.urlopen(f"{address}/health", timeout=10) as response:
+        after = json.loads(response.read())
+    assert after == {"tool": "bm25", "passages": 3, "queries": before["queries"] + 2}
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"queries": "one"}, ["queries", "list of strings", "'one'"]),
+        ({"queries": ["a", 3]}, ["queries", "list of strings"]),
+        ({}, ["queries", "None"]),
+        ({"queries": ["a"], "topk": 0}, ["topk", "1..1000", "0"]),
+        ({"queries": ["a"], "topk": True}, ["topk", "True"]),
+        ({"queries": ["a"], "return_scores": 1}, ["return_scores", "1"]),
+        ({"queries": ["a"] * 5000}, ["queries", "4096", "5000"]),
+        (["a"], ["body", "list"]),
+    ],
+)
+def test_bad_requests_are_named(address, body, words):
+    status, reply = post(f"{address}/retrieve", body)
+    assert status == 400
+    for word in words:
+        assert word in reply["error"]
+
+
+def test_half_a_json_and_unknown_routes(address):
+    assert post(f"{address}/retrieve", None, b'{"queries": ["a"')[0] == 400
+    status, reply = post(f"{address}/search", {"queries": ["a"]})
+    assert status == 404
+    assert "POST /retrieve" in reply["error"]
+
+
+def test_many_clients_at_once_get_their_own_answers(tool, address):
+    queries = ["first program", "machine never built", "größe"] * 8
+    found = [None] * len(queries)
+
+    def ask(i):
+        found[i] = HttpTool(f"{address}/retrieve").search([queries[i]], 2)[0]
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(queries))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == tool.search(queries, 2)
+
+
+class Scripted(BaseHTTPRequestHandler):
+    """Replies in turn what the test wants: (status, headers, body)."""
+
+    replies = ()
+    asked = 0
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        cls = type(self)
+        status, headers, body = cls.replies[min(cls.asked, len(cls.replies) - 1)]
+        cls.asked += 1
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    pauses = []
+    monkeypatch.setattr("hiexp.agent.http_tool.time.sleep", pauses.append)
+
+    def start(*replies):
+        handler = type("Handler", (Scripted,), {"replies": replies, "pauses": pauses})
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        servers.append(server)
+        return HttpTool(f"{running(server)}/retrieve", timeout_s=5.0), handler
+
+    servers = []
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+GOOD = json.dumps({"result": [[{"document": {"id": 7, "contents": '"T"\ntext'}, "score": 1.5}]]}).encode()
+
+
+def test_busy_server_is_asked_again_with_growing_pauses(scripted):
+    tool, handler = scripted((500, {}, b"oops"), (503, {}, b""), (429, {"Retry-After": "3"}, b""), (200, {}, GOOD))
+    (document,) = tool.search(["q"], 3)[0]
+    assert (document.id, document.title, document.text) == ("7", "T", "text")
+    assert handler.pauses == [0.2, 0.4, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("reply", "asked", "words"),
+    [
+        ((500, {}, b"broken"), 4, ["4 attempts", "status 500", "broken"]),
+        ((404, {}, b"no such route"), 1, ["status 404", "no such route"]),
+        ((200, {}, b'{"result": [['), 1, ["expected JSON", "result"]),
+        ((200, {}, b'{"answers": []}'), 1, ["result", "answers"]),
+        ((200, {}, b'{"result": [[], []]}'), 1, ["1 lists", "length 2"]),
+        ((200, {}, b'{"result": [[{"document": {"id": 1}}]]}'), 1, ["contents", "document"]),
+        ((200, {}, b"[]"), 1, ["result", "list"]),
+        ((200, {"Content-Length": "4000"}, b'{"result": '), 4, ["4 attempts", "IncompleteRead"]),
+    ],
+)
+def test_faults_are_errors_with_the_url(scripted, reply, asked, words):
+    tool, handler = scripted(reply)
+    with pytest.raises(RetrieverError) as caught:
+        tool.search(["q"], 3)
+    assert handler.asked == asked
+    for word in [tool.url, *words]:
+        assert word in str(caught.value)
+    # In a rollout the same fault is a record, not an exception.
+    (result,) = call_tool(tool, ["q"], 3, timeout_s=30.0)
+    assert result.status == "error"
+    assert tool.url in result.error
+
+
+def test_no_server_is_found_before_training(scripted):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Scripted) as closed:
+        port = closed.server_port
+    with pytest.raises(RetrieverError, match=f"127.0.0.1:{port}/retrieve: no answer in 4 attempts"):
+        make_tool(ToolConfig(kind="http", url=f"http://127.0.0.1:{port}/retrieve"))
+
+
+@pytest.mark.parametrize(
+    "url", ["", "localhost:8000/retrieve", "file:///retrieve", "http://host", "http://host/search"]
+)
+def test_bad_urls_are_named(url):
+    with pytest.raises(ValueError, match="url: expected http://HOST:PORT/retrieve"):
+        HttpTool(url)
+
+
+def test_command_serves_until_it_is_stopped(corpus):
+    command = [sys.executable, "-m", "hiexp.cli", "serve-retriever", "--corpus", str(corpus), "--port", "0"]
+    with subprocess.Popen(
+        [*command, "--cache-dir", str(corpus.parent / "cache")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        line = process.stdout.readline()
+        assert line.startswith("3 passages (bm25) at http://127.0.0.1:")
+        found = HttpTool(line.split()[4]).search(["first program"], 1)
+        process.send_signal(signal.SIGTERM)
+        rest = process.stdout.read()
+    assert found[0][0].id == "a"
+    assert rest == "stopped after 1 queries\n"
+    assert process.returncode == 0
+
+
+def test_command_names_a_bad_corpus(tmp_path, capsys):
+    from hiexp.cli import main
+
+    assert main(["serve-retriever", "--corpus", str(tmp_path / "none.jsonl")]) == 2
+    assert "none.jsonl" in capsys.readouterr().err
