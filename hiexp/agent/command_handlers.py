@@ -55,8 +55,12 @@ def eval_command(args: argparse.Namespace) -> int:
     """``hiexp eval``."""
     _check_counts({"--limit": args.limit})
     result = _eval_trajectories(args) if args.trajectories else _eval_model(args)
-    arms = {name: arm for name, arm in result.items() if isinstance(arm, dict)}
-    metrics = list(dict.fromkeys(metric for arm in arms.values() for metric in arm))
+    arms = (
+        {"logs": result} if args.trajectories else {name: arm for name, arm in result.items() if isinstance(arm, dict)}
+    )
+    metrics = list(
+        dict.fromkeys(key for arm in arms.values() for key, value in arm.items() if not isinstance(value, str))
+    )
     width = max(len(metric) for metric in metrics)
     print(" " * width, *(f"{name.replace('_hek', ' HEK'):>12}" for name in arms))
     for metric in metrics:
@@ -110,18 +114,19 @@ def _eval_trajectories(args: argparse.Namespace) -> dict[str, Any]:
     from hiexp.tasks.qa import load_questions
     from hiexp.tasks.scorers import make_scorer
 
-    scorer = make_scorer(args.scorer or "hiexp")
+    # In this mode the dialect of the logs matters for its normalisation alone.
+    dialect = args.scorer or args.dialect or "hiexp"
+    scorer = make_scorer(dialect)
     known = load_questions(args.questions) if args.questions else []
     groups = load_trajectories(args.trajectories, scorer=scorer, questions=known)
     attempts = [attempt for group in groups for attempt in group][: args.limit]
     scores = [scorer.score(attempt.answer, attempt.golden_answers) for attempt in attempts]
     return {
-        "logs": {
-            **{metric: mean([score[metric] for score in scores]) for metric in scores[0]},
-            "searches_per_answer": mean([len(attempt.queries()) for attempt in attempts]),
-            "answered": mean([attempt.answer is not None for attempt in attempts]),
-            "n": len(attempts),
-        }
+        **{metric: mean([score[metric] for score in scores]) for metric in scores[0]},
+        "searches_per_answer": mean([len(attempt.queries()) for attempt in attempts]),
+        "answered": mean([attempt.answer is not None for attempt in attempts]),
+        "n": len(attempts),
+        "dialect": dialect,
     }
 
 

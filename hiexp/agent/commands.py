@@ -66,6 +66,8 @@ def _add_setting_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--questions", metavar="FILE", help="questions: JSONL(.gz) file or hub data set")
     parser.add_argument("--corpus", metavar="FILE", help="tool.corpus: JSONL(.gz) passages; none: no search")
     parser.add_argument("--hek", metavar="HEK", help="experience.hek: experience to show")
-    parser.add_argument("--dialect", metavar="NAME", help="rollout.dialect: turn grammar")
+    parser.add_argument(
+        "--dialect", metavar="NAME", help="rollout.dialect: turn grammar; with --trajectories: as --scorer"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="first N questions only")
     parser.add_argument("--seed", type=int, metavar="N", help="run.seed")

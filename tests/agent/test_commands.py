@@ -97,7 +97,7 @@ def test_evaluation_of_logs(given, tmp_path):
         "eval", "--trajectories", *(tmp_path / "a").glob("*.gz"), "--questions", tmp_path / "q.jsonl",
         "--json", tmp_path / "e.json",
     )  # fmt: skip
-    logs = json.loads((tmp_path / "e.json").read_text())["logs"]
+    logs = json.loads((tmp_path / "e.json").read_text())
     rows = contents(tmp_path / "a")
     assert logs["n"] == len(rows)
     assert logs["f1"] == pytest.approx(sum(row["scores"]["f1"] for row in rows) / len(rows))
