@@ -36,6 +36,7 @@ class Bm25Tool:
 
     def __init__(self, folder: Path) -> None:
         bm25s = require("bm25s", "train", "BM25 search")
+        self.identity = f"bm25:{folder.name}"  # the folder is named by corpus and settings
         self.documents = DocumentStore(folder)
         self._index = bm25s.BM25.load(folder, mmap=True, load_corpus=False, show_progress=False)
         self._vocabulary: dict[str, int] = self._index.vocab_dict

@@ -25,6 +25,7 @@ class DenseTool:
     name = "dense"
 
     def __init__(self, folder: Path, encoder: Encoder) -> None:
+        self.identity = f"dense:{folder.name}"  # the folder is named by corpus and settings
         self.documents = DocumentStore(folder)
         self.encoder = encoder
         vectors: NDArray[np.float32] = np.load(folder / _VECTORS, mmap_mode="r")  # (n, d)

@@ -50,6 +50,7 @@ class HttpTool:
         if parts.scheme not in ("http", "https") or not parts.netloc or not path.endswith(tuple(SCHEMAS)):
             raise ValueError(f"url: expected http://HOST:PORT/retrieve or …/queries, got {url!r}")
         self.url = url
+        self.identity = f"http:{url}"
         self.schema = SCHEMAS["/" + path.rsplit("/", 1)[1]]
         self.timeout_s, self.retries = timeout_s, retries
 

@@ -62,8 +62,11 @@ class TaskConfig:
 class ToolConfig:
     """The search tool."""
 
-    kind: Literal["bm25", "dense", "http", "none"] = "bm25"
-    """Search method; ``http`` asks a retriever server, ``none`` answers every query with no documents."""
+    kind: Literal["bm25", "dense", "http", "replay", "none"] = "bm25"
+    """Search method; ``http`` asks a retriever server, ``replay`` answers from ``record`` alone, ``none`` finds
+    nothing."""
+    record: str | None = None
+    """SQLite file that keeps every search and answers it from then on: a cache, and a recording for ``replay``."""
     url: str = ""
     """Retriever server of ``http``: ``http://HOST:PORT/retrieve`` (search_r1) or ``…/queries`` (r1_searcher)."""
     corpus: str = ""

@@ -47,12 +47,27 @@ class NoSearch:
 
 
 def make_tool(config: ToolConfig) -> Tool:
-    """The search tool of ``config``; a retriever server must answer now.
+    """The search tool of ``config``, behind its recording where there is one; a retriever server must answer now.
 
     Raises:
         ValueError: a setting that the kind needs is missing or unusable.
         DataError: unusable corpus. RetrieverError: the server does not answer as it should.
     """
+    if config.kind == "replay":
+        from hiexp.agent.recorded_tool import RecordedTool
+
+        if config.record is None:
+            raise ValueError("tool.record: expected the file of a recording for tool.kind 'replay', got null")
+        return RecordedTool(config.record)
+    tool = _searching_tool(config)
+    if config.record is None:
+        return tool
+    from hiexp.agent.recorded_tool import RecordedTool
+
+    return RecordedTool(config.record, tool)
+
+
+def _searching_tool(config: ToolConfig) -> Tool:
     if config.kind == "none":
         return NoSearch()
     if config.kind == "http":
