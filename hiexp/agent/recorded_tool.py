@@ -1,7 +1,7 @@
 """Searches kept in a file: a cache in front of a slow or changing retriever, and replay without one.
 
-A query is known by tool, corpus (``tool.identity`` where there is one), exact text and ``top_k``. Failures are not kept. One SQLite file, written in
-transactions, so a kill loses at most the batch in flight; several processes may share it.
+A query is known by tool, corpus (``tool.identity`` where there is one), exact text and ``top_k``. Failures are not
+kept. One SQLite file, written in transactions, so a kill loses at most the batch in flight; processes may share it.
 """
 
 from __future__ import annotations
