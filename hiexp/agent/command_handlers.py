@@ -1,4 +1,4 @@
-"""What ``hiexp rollout``, ``eval`` and ``serve-retriever`` do; commands.py holds their arguments.
+"""What ``hiexp rollout`` and ``serve-retriever`` do; commands.py holds their arguments.
 
 Heavy modules load when one runs.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hiexp.agent.command_config import check_counts, config_of, make_actor, number, read_snapshot
 from hiexp.io import DataError, atomic_write, read_jsonl, write_jsonl
 
 if TYPE_CHECKING:
@@ -27,19 +27,19 @@ _UNUSED = ("run", "algorithm", "evaluation")
 
 def rollout_command(args: argparse.Namespace) -> int:
     """``hiexp rollout``."""
-    _check_counts({"--k": args.k, "--shard-questions": args.shard_questions, "--limit": args.limit})
-    config = _config(args, "train")
+    check_counts({"--k": args.k, "--shard-questions": args.shard_questions, "--limit": args.limit})
+    config = config_of(args, "train")
     k = config.rollout.group_size if args.k is None else args.k
     from hiexp.rl.setup import make_task
     from hiexp.tasks.qa import load_questions
 
     questions = load_questions(config.task.train, config.task.train_split, config.task.train_limit)
-    snapshot = _snapshot(config)
+    snapshot = read_snapshot(config)
     out = _output_directory(Path(args.out), _settings(config, k, args.shard_questions, snapshot))
     starts = range(0, len(questions), args.shard_questions)
     todo = [start for start in starts if not _shard(out, start).exists()]
     if todo:
-        task, actor = make_task(config.task, config.run.seed), _actor(config)
+        task, actor = make_task(config.task, config.run.seed), make_actor(config)
         for start in todo:
             part = range(start, min(start + args.shard_questions, len(questions)))
             rows = _shard_rollouts(actor, task, config, [(place, questions[place]) for place in part], k, snapshot)
@@ -48,25 +48,6 @@ def rollout_command(args: argparse.Namespace) -> int:
     total = [row for start in starts for _, row in read_jsonl(_shard(out, start))]
     print(f"{len(total)} rollouts of {len(questions)} questions: {_mean_scores(total)}")
     print(f"next: hiexp distill {out}/shard_*.jsonl.gz --questions {config.task.train} --out {out}/hek.sqlite")
-    return 0
-
-
-def eval_command(args: argparse.Namespace) -> int:
-    """``hiexp eval``."""
-    _check_counts({"--limit": args.limit})
-    result = _eval_trajectories(args) if args.trajectories else _eval_model(args)
-    arms = (
-        {"logs": result} if args.trajectories else {name: arm for name, arm in result.items() if isinstance(arm, dict)}
-    )
-    metrics = list(
-        dict.fromkeys(key for arm in arms.values() for key, value in arm.items() if not isinstance(value, str))
-    )
-    width = max(len(metric) for metric in metrics)
-    print(" " * width, *(f"{name.replace('_hek', ' HEK'):>12}" for name in arms))
-    for metric in metrics:
-        print(f"{metric:<{width}}", *(f"{_number(arm.get(metric)):>12}" for arm in arms.values()))
-    if args.json:
-        atomic_write(args.json, json.dumps(result, indent=1) + "\n")
     return 0
 
 
@@ -80,106 +61,6 @@ def serve_command(args: argparse.Namespace) -> int:
         raise ValueError(f"--port: expected 0..65535, got {args.port}")
     config = ToolConfig(kind=args.kind, corpus=args.corpus, encoder=args.encoder, cache_dir=args.cache_dir)
     return serve(make_tool(config), args.host, args.port)
-
-
-def _check_counts(flags: Mapping[str, int | None]) -> None:
-    for name, value in flags.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
-
-
-def _eval_model(args: argparse.Namespace) -> dict[str, Any]:
-    from hiexp.rl.evaluate import evaluate, evaluation_batches
-    from hiexp.rl.setup import make_task
-
-    config = _config(args, "evaluation")
-    snapshot = _snapshot(config) if config.evaluation.with_hek else None
-    task = make_task(config.task, config.run.seed)
-    batches = evaluation_batches(task, config.evaluation.questions)
-    actor = _actor(config)
-    scores = evaluate(
-        lambda questions, tool, seen: actor.answer(questions, tool, seen, policy_step=0),
-        task,
-        batches,
-        snapshot,
-        metric=config.task.metric,
-        malformed_reward=config.task.malformed_reward,
-    )
-    return {**scores, "snapshot_id": None if snapshot is None else snapshot.id}
-
-
-def _eval_trajectories(args: argparse.Namespace) -> dict[str, Any]:
-    from hiexp.experience.importers import load_trajectories
-    from hiexp.rl.metrics import mean
-    from hiexp.tasks.qa import load_questions
-    from hiexp.tasks.scorers import make_scorer
-
-    # In this mode the dialect of the logs matters for its normalisation alone.
-    dialect = args.scorer or args.dialect or "hiexp"
-    scorer = make_scorer(dialect)
-    known = load_questions(args.questions) if args.questions else []
-    groups = load_trajectories(args.trajectories, scorer=scorer, questions=known)
-    attempts = [attempt for group in groups for attempt in group][: args.limit]
-    scores = [scorer.score(attempt.answer, attempt.golden_answers) for attempt in attempts]
-    return {
-        **{metric: mean([score[metric] for score in scores]) for metric in scores[0]},
-        "searches_per_answer": mean([len(attempt.queries()) for attempt in attempts]),
-        "answered": mean([attempt.answer is not None for attempt in attempts]),
-        "n": len(attempts),
-        "dialect": dialect,
-    }
-
-
-def _config(args: argparse.Namespace, questions: str) -> TrainConfig:
-    """The config file, or the defaults, changed by the flags; ``questions`` is the key of ``task`` they belong to."""
-    from hiexp.rl.config import TrainConfig
-    from hiexp.rl.config_parse import override_keys, read_yaml
-
-    values = override_keys({}, args.set) if args.config is None else read_yaml(args.config, args.set)
-    limit = ("task", "train_limit") if questions == "train" else ("evaluation", "questions")
-    flags: list[tuple[tuple[str, str], Any]] = [
-        (("model", "path"), args.model), (("task", questions), args.questions), (("tool", "corpus"), args.corpus),
-        (("experience", "hek"), args.hek), (("rollout", "dialect"), args.dialect), (limit, args.limit),
-        (("run", "seed"), args.seed), (("task", "scorer"), getattr(args, "scorer", None)),
-    ]  # fmt: skip
-    if args.config is None:
-        values.setdefault("tool", {}).setdefault("kind", "none" if args.corpus is None else "bm25")
-        # Without a file that says otherwise an evaluation is over all questions.
-        values.setdefault("evaluation", {}).setdefault("questions", sys.maxsize)
-    for (stage, key), value in flags:
-        if value is not None:
-            values.setdefault(stage, {})[key] = value
-    task = values.setdefault("task", {})
-    if not task.get(questions):
-        raise ValueError(f"task.{questions}: expected questions; give --questions FILE or a config that names them")
-    task.setdefault("train", task[questions])
-    return TrainConfig.from_dict(values, args.config or "command line")
-
-
-def _snapshot(config: TrainConfig) -> Snapshot | None:
-    if config.experience.hek is None:
-        return None
-    from hiexp.experience.store import HEK
-
-    with HEK.open(config.experience.hek, mode="r") as hek:
-        return hek.snapshot()
-
-
-def _actor(config: TrainConfig) -> Actor:
-    import torch
-
-    from hiexp.agent.engine_transformers import TransformersEngine
-    from hiexp.rl.act import Actor
-    from hiexp.rl.model import load_policy, quiet_transformers, resolve_device
-    from hiexp.rl.setup import make_tool
-
-    if config.run.threads is not None:
-        torch.set_num_threads(config.run.threads)
-    quiet_transformers()
-    tool = make_tool(config.tool)
-    model, tokenizer = load_policy(config.model)
-    device = resolve_device(config.model.device)
-    return Actor(TransformersEngine(model, tokenizer, device, config.model.context_length), tool, config)
 
 
 def _settings(config: TrainConfig, k: int, shard_questions: int, snapshot: Snapshot | None) -> dict[str, Any]:
@@ -254,9 +135,5 @@ def _mean_scores(rows: Sequence[Mapping[str, Any]]) -> str:
     from hiexp.rl.metrics import mean
 
     names = sorted({name for row in rows for name in row["scores"]})
-    scores = [f"{name} {_number(mean([row['scores'].get(name, 0.0) for row in rows]))}" for name in names]
-    return "  ".join([*scores, f"searches {_number(mean([len(row['tool_calls']) for row in rows]))}"])
-
-
-def _number(value: Any) -> str:
-    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
+    scores = [f"{name} {number(mean([row['scores'].get(name, 0.0) for row in rows]))}" for name in names]
+    return "  ".join([*scores, f"searches {number(mean([len(row['tool_calls']) for row in rows]))}"])

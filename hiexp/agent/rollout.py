@@ -101,7 +101,7 @@ class SearchAgent:
             seeds,
             [snapshot is not None] * len(questions) if with_experience is None else with_experience,
             policy_step,
-            _count_up(questions) if indices is None else indices,
+            count_up(questions) if indices is None else indices,
         )
 
     def check_prompts(self, questions: Sequence[Question]) -> None:
@@ -109,7 +109,8 @@ class SearchAgent:
         Conversations(self, None).check_prompts(questions)
 
 
-def _count_up(questions: Sequence[Question]) -> list[int]:
+def count_up(questions: Sequence[Question]) -> list[int]:
+    """How often the question of each row came before."""
     seen: Counter[str] = Counter()
     indices = []
     for question in questions:

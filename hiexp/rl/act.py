@@ -12,7 +12,7 @@ from hiexp.agent.demonstration import with_demonstration
 from hiexp.agent.engine import Engine, Sampling
 from hiexp.agent.protocol import get_dialect
 from hiexp.agent.record import Rollout
-from hiexp.agent.rollout import SearchAgent
+from hiexp.agent.rollout import SearchAgent, count_up
 from hiexp.progress import track
 from hiexp.rl.config import TrainConfig
 from hiexp.tasks.question import Question
@@ -70,16 +70,24 @@ class Actor:
         self._agent(self.tool, Sampling()).check_prompts(questions)
 
     def answer(self, questions: Sequence[Question], tool: Any, snapshot: Any, policy_step: int) -> list[Rollout]:
-        """One rollout per question for an evaluation, with ``snapshot`` or, where it is None, without experience."""
+        """One rollout per row for an evaluation, with ``snapshot`` or, where it is None, without experience.
+
+        A question that comes several times is answered with other seeds each time.
+        """
         count = len(questions)
+        places = {identifier: place for place, identifier in enumerate(dict.fromkeys(one.id for one in questions))}
+        indices = count_up(questions)
         return self.run(
             questions,
             tool=tool,
             snapshot=snapshot,
             with_experience=[snapshot is not None] * count,
-            indices=[0] * count,
+            indices=indices,
             # Step 0 is no training step: the evaluations of all steps share their seeds.
-            seeds=[rollout_seed(self.config.run.seed, 0, i, 0) for i in range(count)],
+            seeds=[
+                rollout_seed(self.config.run.seed, 0, places[one.id], index)
+                for one, index in zip(questions, indices, strict=True)
+            ],
             policy_step=policy_step,
             sampling=Sampling(self.config.evaluation.temperature, 1.0),
             label=f"evaluation {'without' if snapshot is None else 'with'} HEK",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +31,45 @@ def evaluation_batches(task: Task, limit: int) -> list[TaskBatch]:
     return batches
 
 
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """Rollouts of one way to answer, question by question, ``samples`` of each; rewards (N,); wall time."""
+
+    rollouts: list[Rollout]
+    rewards: np.ndarray[Any, Any]
+    samples: int
+    seconds: float
+
+    def by_question(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Every score as (questions, samples)."""
+        names = sorted({name for rollout in self.rollouts for name in rollout.scores})
+        scores = {name: np.array([rollout.scores.get(name, 0.0) for rollout in self.rollouts]) for name in names}
+        return {name: values.reshape(-1, self.samples) for name, values in scores.items()}
+
+
+def run_arm(
+    act: Act,
+    task: Task,
+    batches: Sequence[TaskBatch],
+    snapshot: Snapshot | None,
+    *,
+    metric: str,
+    malformed_reward: float,
+    samples: int = 1,
+) -> Arm:
+    """Answer every question ``samples`` times, with ``snapshot`` or, where it is None, without experience."""
+    begin = time.perf_counter()
+    questions = [question for batch in batches for question in batch.questions for _ in range(samples)]
+    rollouts = [
+        rollout
+        for batch in batches
+        for rollout in act([question for question in batch.questions for _ in range(samples)], batch.tool, snapshot)
+    ]
+    rewards = score_rollouts(rollouts, questions, task, metric, malformed_reward)
+    check_rewards(rewards, rollouts, "zero")
+    return Arm(rollouts, rewards, samples, time.perf_counter() - begin)
+
+
 def evaluate(
     act: Act,
     task: Task,
@@ -40,17 +81,11 @@ def evaluate(
 ) -> dict[str, dict[str, float | int | None] | None]:
     """``{"without_hek": summary, "with_hek": summary or None}``; see :func:`summarise`."""
 
-    def arm(snapshot: Snapshot | None) -> dict[str, float | int | None]:
-        rollouts = [rollout for batch in batches for rollout in act(batch.questions, batch.tool, snapshot)]
-        questions = [question for batch in batches for question in batch.questions]
-        rewards = score_rollouts(rollouts, questions, task, metric, malformed_reward)
-        check_rewards(rewards, rollouts, "zero")
-        return summarise(rollouts, rewards)
+    def arm(seen: Snapshot | None) -> dict[str, float | int | None]:
+        done = run_arm(act, task, batches, seen, metric=metric, malformed_reward=malformed_reward)
+        return summarise(done.rollouts, done.rewards)
 
-    return {
-        "without_hek": arm(None),
-        "with_hek": arm(snapshot) if snapshot is not None else None,
-    }
+    return {"without_hek": arm(None), "with_hek": arm(snapshot) if snapshot is not None else None}
 
 
 def summarise(rollouts: Sequence[Rollout], rewards: np.ndarray[Any, Any]) -> dict[str, float | int | None]:

@@ -38,10 +38,10 @@ def given(tmp_path, tiny_models, fast_tokenizer, monkeypatch):
     ]  # fmt: skip
 
 
-def contents(folder):
+def contents(folder, pattern="shard_*.jsonl.gz"):
     """Rollouts without the one thing that is no function of the settings: how long a search took."""
     rows = []
-    for path in sorted(folder.glob("shard_*.jsonl.gz")):
+    for path in sorted(folder.glob(pattern)):
         for _, row in read_jsonl(path):
             for call in row["tool_calls"]:
                 call["seconds"] = 0
@@ -81,14 +81,40 @@ def test_evaluation_with_and_without_hek(given, tmp_path, capsys):
         hek.add([Experience("E2", "w0 w1", "look for w3 , not w4", qa_groups=("other",))])
     assert hiexp("eval", *given, "--hek", tmp_path / "hek.sqlite", "--json", tmp_path / "e.json") == 0
     result = json.loads((tmp_path / "e.json").read_text())
-    assert result["without_hek"]["n"] == result["with_hek"]["n"] == 5
+    scores = result["sets"]["q"]
+    assert scores["without_hek"]["n"] == scores["with_hek"]["n"] == 5
+    assert scores["difference"]["f1"][0] == pytest.approx(scores["with_hek"]["f1"] - scores["without_hek"]["f1"])
     assert result["snapshot_id"]
     out = capsys.readouterr().out
     assert "without HEK" in out
     assert "searches_per_answer" in out
     hiexp("eval", *given, "--limit", 2, "--json", tmp_path / "e.json")
     result = json.loads((tmp_path / "e.json").read_text())
-    assert (result["without_hek"]["n"], result["with_hek"], result["snapshot_id"]) == (2, None, None)
+    scores = result["sets"]["q"]
+    assert (scores["without_hek"]["n"], scores["with_hek"], result["snapshot_id"]) == (2, None, None)
+
+
+def test_several_answers_and_data_sets(given, tmp_path, capsys):
+    (tmp_path / "other.jsonl").write_text((tmp_path / "q.jsonl").read_text(), encoding="utf-8")
+    questions = given.index("--questions")
+    arguments = [*given[:questions], *given[questions + 2 :]]
+    hiexp(
+        "eval", *arguments, "--questions", tmp_path / "q.jsonl", tmp_path / "other.jsonl", "--samples", 3,
+        "--set", "evaluation.temperature=1", "--json", tmp_path / "e.json", "--out", tmp_path / "kept",
+    )  # fmt: skip
+    result = json.loads((tmp_path / "e.json").read_text())
+    assert list(result["sets"]) == ["q", "other"]
+    assert result["samples"] == 3
+    arm = result["sets"]["q"]["without_hek"]
+    assert arm["n"] == 15
+    assert arm["em_pass@3"] >= arm["em"]
+    low, high = arm["intervals"]["f1"]
+    assert low <= arm["f1"] <= high
+    kept = contents(tmp_path / "kept" / "q", "without_hek.jsonl.gz")
+    assert len({row["rollout_id"] for row in kept}) == 15
+    assert len({row["seed"] for row in kept}) == 15
+    assert arm["f1"] == pytest.approx(sum(row["scores"]["f1"] for row in kept) / 15)
+    assert "em_pass@3" in capsys.readouterr().out
 
 
 def test_evaluation_of_logs(given, tmp_path):

@@ -1,0 +1,80 @@
+"""What the agent's commands share: from arguments to a config, a snapshot, and an actor. Heavy ones load late."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hiexp.experience.retrieve import Snapshot
+    from hiexp.rl.act import Actor
+    from hiexp.rl.config import TrainConfig
+
+
+def check_counts(flags: Mapping[str, int | None]) -> None:
+    """ValueError for a flag below 1."""
+    for name, value in flags.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
+def config_of(args: argparse.Namespace, questions: str) -> TrainConfig:
+    """The config file, or the defaults, changed by the flags; ``questions`` is the key of ``task`` they belong to."""
+    from hiexp.rl.config import TrainConfig
+    from hiexp.rl.config_parse import override_keys, read_yaml
+
+    values = override_keys({}, args.set) if args.config is None else read_yaml(args.config, args.set)
+    source = args.questions[0] if isinstance(args.questions, list) else args.questions
+    limit = ("task", "train_limit") if questions == "train" else ("evaluation", "questions")
+    flags: list[tuple[tuple[str, str], Any]] = [
+        (("model", "path"), args.model), (("task", questions), source), (("tool", "corpus"), args.corpus),
+        (("experience", "hek"), args.hek), (("rollout", "dialect"), args.dialect), (limit, args.limit),
+        (("run", "seed"), args.seed), (("task", "scorer"), getattr(args, "scorer", None)),
+    ]  # fmt: skip
+    if args.config is None:
+        values.setdefault("tool", {}).setdefault("kind", "none" if args.corpus is None else "bm25")
+        # Without a file that says otherwise an evaluation is over all questions.
+        values.setdefault("evaluation", {}).setdefault("questions", sys.maxsize)
+    for (stage, key), value in flags:
+        if value is not None:
+            values.setdefault(stage, {})[key] = value
+    task = values.setdefault("task", {})
+    if not task.get(questions):
+        raise ValueError(f"task.{questions}: expected questions; give --questions FILE or a config that names them")
+    task.setdefault("train", task[questions])
+    return TrainConfig.from_dict(values, args.config or "command line")
+
+
+def read_snapshot(config: TrainConfig) -> Snapshot | None:
+    """The current snapshot of the HEK that the config names, or None."""
+    if config.experience.hek is None:
+        return None
+    from hiexp.experience.store import HEK
+
+    with HEK.open(config.experience.hek, mode="r") as hek:
+        return hek.snapshot()
+
+
+def make_actor(config: TrainConfig) -> Actor:
+    """Tool, model and tokenizer of the config, ready to answer."""
+    import torch
+
+    from hiexp.agent.engine_transformers import TransformersEngine
+    from hiexp.rl.act import Actor
+    from hiexp.rl.model import load_policy, quiet_transformers, resolve_device
+    from hiexp.rl.setup import make_tool
+
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    quiet_transformers()
+    tool = make_tool(config.tool)
+    model, tokenizer = load_policy(config.model)
+    device = resolve_device(config.model.device)
+    return Actor(TransformersEngine(model, tokenizer, device, config.model.context_length), tool, config)
+
+
+def number(value: Any) -> str:
+    """A figure as tables show it."""
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"

@@ -1,0 +1,58 @@
+"""Intervals cover the truth as often as they say, and pass@k equals counting all subsets."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from hiexp.tasks.statistics import bootstrap_interval, paired_difference, pass_at_k
+
+
+def test_interval_covers_the_true_mean_in_about_95_percent_of_samples():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(200):
+        low, high = bootstrap_interval(rng.random(80) < 0.6, seed=seed)
+        covered += low <= 0.6 <= high
+    assert 175 <= covered <= 199
+
+
+def test_interval_of_equal_values_is_a_point_and_seeds_decide():
+    assert bootstrap_interval([0.5] * 9) == (0.5, 0.5)
+    values = np.arange(20.0)
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    low, high = bootstrap_interval(values, level=0.5)
+    wide_low, wide_high = bootstrap_interval(values, level=0.99)
+    assert wide_low < low < values.mean() < high < wide_high
+
+
+def test_paired_difference_is_narrower_than_independent_ones():
+    rng = np.random.default_rng(1)
+    base = rng.random(200)
+    better = base + 0.05 + 0.01 * rng.normal(size=200)
+    mean, low, high = paired_difference(better, base)
+    assert low < mean < high
+    assert 0.04 < low < 0.05 < high < 0.06
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_pass_at_k_counts_subsets(k):
+    correct = np.random.default_rng(2).random((30, 5)) < 0.3
+    brute = np.mean([[any(subset) for subset in itertools.combinations(row, k)] for row in correct])
+    assert pass_at_k(correct, k) == pytest.approx(brute, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: bootstrap_interval([]), "values: expected finite numbers"),
+        (lambda: bootstrap_interval([1.0, np.nan]), "values: expected finite numbers"),
+        (lambda: bootstrap_interval([1.0], level=1.0), "level"),
+        (lambda: paired_difference([1.0], [1.0, 2.0]), "b: expected the shape"),
+        (lambda: pass_at_k([[True, False]], 3), r"k: expected 1\.\.n"),
+        (lambda: pass_at_k([True], 1), r"k: expected 1\.\.n"),
+    ],
+)
+def test_bad_input_is_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
