@@ -8,25 +8,13 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
-import json
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
+from hiexp.agent.http_json import ServiceError, check_url, post_json
 from hiexp.agent.tools import Document
 
 SCHEMAS = {"/retrieve": "search_r1", "/queries": "r1_searcher"}
-_TRANSIENT = frozenset({429, 500, 502, 503, 504})
-_FIRST_PAUSE_S = 0.2
-_LONGEST_PAUSE_S = 5.0
-
-
-class RetrieverError(OSError):
-    """The server cannot be reached, keeps failing, or answers something else than its schema."""
 
 
 class HttpTool:
@@ -36,7 +24,7 @@ class HttpTool:
         url: ``http://host:port/retrieve`` or ``…/queries``; the path names the schema.
         timeout_s: seconds for one request.
         retries: further attempts after 429, 5xx, a time-out or a broken connection, with growing pauses
-            (``Retry-After`` is obeyed, up to 5 s).
+            (``Retry-After`` is obeyed).
 
     Raises:
         ValueError: the URL is no http(s) URL or its path is neither of the two.
@@ -45,9 +33,8 @@ class HttpTool:
     name = "http"
 
     def __init__(self, url: str, *, timeout_s: float = 10.0, retries: int = 3) -> None:
-        parts = urllib.parse.urlsplit(url)
-        path = parts.path.rstrip("/")
-        if parts.scheme not in ("http", "https") or not parts.netloc or not path.endswith(tuple(SCHEMAS)):
+        path = check_url("url", url).path.rstrip("/")
+        if not path.endswith(tuple(SCHEMAS)):
             raise ValueError(f"url: expected http://HOST:PORT/retrieve or …/queries, got {url!r}")
         self.url = url
         self.identity = f"http:{url}"
@@ -55,14 +42,14 @@ class HttpTool:
         self.timeout_s, self.retries = timeout_s, retries
 
     def check(self) -> None:
-        """Send one query; RetrieverError says why the server cannot be used."""
+        """Send one query; ServiceError says why the server cannot be used."""
         self.search(["hiexp"], 1)
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Document]]:
         """The server's best ``top_k`` passages of each query, in one request.
 
         Raises:
-            RetrieverError: as above; the message names the URL, what came and what was expected.
+            ServiceError: as above; the message names the URL, what came and what was expected.
         """
         if not queries:
             return []
@@ -74,38 +61,14 @@ class HttpTool:
         return [[self._document(one) for one in documents[:top_k]] for documents in found]
 
     def _post(self, body: dict[str, Any]) -> Any:
-        data = json.dumps(body).encode("utf-8")
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        for attempt in range(self.retries + 1):
-            request = urllib.request.Request(self.url, data, headers)
-            try:
-                with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
-                    reply = response.read()
-            except urllib.error.HTTPError as error:
-                problem = f"status {error.code}: {_start(error.read())}"
-                wait = _retry_after(error.headers.get("Retry-After"))
-                if error.code not in _TRANSIENT:
-                    raise RetrieverError(f"{self.url}: {problem}") from error
-            except (OSError, http.client.HTTPException) as error:
-                problem, wait = f"{type(error).__name__}: {error}", None
-            else:
-                return self._json(reply)
-            if attempt < self.retries:
-                time.sleep(min(_LONGEST_PAUSE_S, wait if wait is not None else _FIRST_PAUSE_S * 2**attempt))
-        raise RetrieverError(f"{self.url}: no answer in {self.retries + 1} attempts, last {problem}")
-
-    def _json(self, data: bytes) -> Any:
-        try:
-            return json.loads(data)
-        except ValueError as error:
-            raise RetrieverError(f"{self.url}: expected JSON, got {_start(data)}") from error
+        return post_json(self.url, body, timeout_s=self.timeout_s, retries=self.retries)
 
     def _lists(self, reply: Any, key: str, count: int) -> list[list[Any]]:
         found = reply.get(key) if isinstance(reply, dict) else None
         if not isinstance(found, list) or len(found) != count or not all(isinstance(one, list) for one in found):
             got = f"the keys {sorted(reply)[:8]}" if isinstance(reply, dict) else type(reply).__name__
             size = f", {key} of length {len(found)}" if isinstance(found, list) else ""
-            raise RetrieverError(f'{self.url}: expected {{"{key}": [{count} lists of passages]}}, got {got}{size}')
+            raise ServiceError(f'{self.url}: expected {{"{key}": [{count} lists of passages]}}, got {got}{size}')
         return found
 
     def _document(self, passage: Any) -> Document:
@@ -113,7 +76,7 @@ class HttpTool:
         inner = passage.get("document", passage) if isinstance(passage, dict) else passage
         contents = inner.get("contents", inner.get("text")) if isinstance(inner, dict) else inner
         if not isinstance(contents, str):
-            raise RetrieverError(f"{self.url}: expected passages with a string as contents, got {passage!r:.120}")
+            raise ServiceError(f"{self.url}: expected passages with a string as contents, got {passage!r:.120}")
         title, _, text = contents.partition("\n")
         if not text:
             title, text = "", contents
@@ -123,11 +86,3 @@ class HttpTool:
             str(known) if known is not None else hashlib.sha256(contents.encode("utf-8", "replace")).hexdigest()[:16]
         )
         return Document(identifier, title.strip().strip('"'), text)
-
-
-def _start(data: bytes) -> str:
-    return repr(data[:120].decode("utf-8", "replace"))
-
-
-def _retry_after(value: str | None) -> float | None:
-    return float(value) if value is not None and value.isdigit() else None

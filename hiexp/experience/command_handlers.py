@@ -15,6 +15,7 @@ from hiexp.experience.record import LEVELS, STATUSES, Experience
 if TYPE_CHECKING:
     from hiexp.agent.engine import Engine
     from hiexp.agent.trajectory import Trajectory
+    from hiexp.experience.complete import Complete
     from hiexp.experience.distill import BatchReflector, Reflector, RejectedReply
     from hiexp.experience.store import HEK
     from hiexp.experience.summarise import Summariser
@@ -32,7 +33,7 @@ def distill_command(args: argparse.Namespace) -> int:
     groups = load_trajectories(
         args.files, args.format, correct_by=args.correct_by, f1_threshold=threshold, questions=questions
     )
-    engine = None if args.reflector == "extractive" else _engine("reflector", args.reflector)
+    engine = None if args.reflector == "extractive" else _model("reflector", args.reflector)
     with _open_or_create(Path(args.out), args.encoder, [group[0].question for group in groups]) as hek:
         hek.register_questions(_questions(groups, questions))
         before, reflector = len(hek), _reflector(engine, hek)
@@ -178,7 +179,7 @@ def _print_stored(hek: HEK, added: int) -> None:
     print(f"{hek.path}: {len(hek):,} entries in use")
 
 
-def _reflector(engine: Engine | None, hek: HEK) -> Reflector | BatchReflector:
+def _reflector(engine: Engine | Complete | None, hek: HEK) -> Reflector | BatchReflector:
     if engine is None:
         from hiexp.experience.reflect_extractive import ExtractiveReflector
 
@@ -195,12 +196,17 @@ def _summariser(spec: str) -> Summariser:
         return ExtractiveSummariser()
     from hiexp.experience.reflect_llm import LLMSummariser
 
-    return LLMSummariser(_engine("summariser", spec))
+    return LLMSummariser(_model("summariser", spec))
 
 
-def _engine(argument: str, spec: str) -> Engine:
-    if not spec.startswith("llm:") or spec == "llm:":
-        raise ValueError(f"--{argument}: expected extractive or llm:MODEL, got {spec!r}")
+def _model(argument: str, spec: str) -> Engine | Complete:
+    kind, _, name = spec.partition(":")
+    if kind not in ("llm", "openai") or not name:
+        raise ValueError(f"--{argument}: expected extractive, llm:MODEL or openai:MODEL, got {spec!r}")
+    if kind == "openai":
+        from hiexp.agent.openai_server import OpenAIChat, OpenAIServer
+
+        return OpenAIChat(OpenAIServer(name))
     from hiexp._extras import require
 
     require("torch", "train", f"--{argument} {spec}")
@@ -208,6 +214,6 @@ def _engine(argument: str, spec: str) -> Engine:
     from hiexp.rl.config import ModelConfig
     from hiexp.rl.model import load_policy
 
-    model, tokenizer = load_policy(ModelConfig(path=spec.removeprefix("llm:")))
+    model, tokenizer = load_policy(ModelConfig(path=name))
     engine: Engine = TransformersEngine(model, tokenizer)
     return engine

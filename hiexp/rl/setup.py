@@ -51,7 +51,7 @@ def make_tool(config: ToolConfig) -> Tool:
 
     Raises:
         ValueError: a setting that the kind needs is missing or unusable.
-        DataError: unusable corpus. RetrieverError: the server does not answer as it should.
+        DataError: unusable corpus. ServiceError: the server does not answer as it should.
     """
     if config.kind == "replay":
         from hiexp.agent.recorded_tool import RecordedTool

@@ -72,6 +72,8 @@ class GRPOTrainer:
     ) -> None:
         if (model is None) != (tokenizer is None):
             raise ValueError("model, tokenizer: expected both or neither")
+        if config.rollout.server:
+            raise ValueError("rollout.server: expected an empty string in training: new weights do not reach a server")
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)
         self.config = config

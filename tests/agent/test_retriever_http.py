@@ -12,7 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from hiexp.agent.bm25 import Bm25Tool
-from hiexp.agent.http_tool import HttpTool, RetrieverError
+from hiexp.agent.http_json import ServiceError
+from hiexp.agent.http_tool import HttpTool
 from hiexp.agent.retriever_server import RetrieverServer
 from hiexp.agent.tools import call_tool
 from hiexp.rl.config import ToolConfig
@@ -161,7 +162,7 @@ class Scripted(BaseHTTPRequestHandler):
 @pytest.fixture
 def scripted(monkeypatch):
     pauses = []
-    monkeypatch.setattr("hiexp.agent.http_tool.time.sleep", pauses.append)
+    monkeypatch.setattr("hiexp.agent.http_json.time.sleep", pauses.append)
 
     def start(*replies):
         handler = type("Handler", (Scripted,), {"replies": replies, "pauses": pauses})
@@ -201,7 +202,7 @@ def test_busy_server_is_asked_again_with_growing_pauses(scripted):
 )
 def test_faults_are_errors_with_the_url(scripted, reply, asked, words):
     tool, handler = scripted(reply)
-    with pytest.raises(RetrieverError) as caught:
+    with pytest.raises(ServiceError) as caught:
         tool.search(["q"], 3)
     assert handler.asked == asked
     for word in [tool.url, *words]:
@@ -215,7 +216,7 @@ def test_faults_are_errors_with_the_url(scripted, reply, asked, words):
 def test_no_server_is_found_before_training(scripted):
     with ThreadingHTTPServer(("127.0.0.1", 0), Scripted) as closed:
         port = closed.server_port
-    with pytest.raises(RetrieverError, match=f"127.0.0.1:{port}/retrieve: no answer in 4 attempts"):
+    with pytest.raises(ServiceError, match=f"127.0.0.1:{port}/retrieve: no answer in 4 attempts"):
         make_tool(ToolConfig(kind="http", url=f"http://127.0.0.1:{port}/retrieve"))
 
 
@@ -223,7 +224,7 @@ def test_no_server_is_found_before_training(scripted):
     "url", ["", "localhost:8000/retrieve", "file:///retrieve", "http://host", "http://host/search"]
 )
 def test_bad_urls_are_named(url):
-    with pytest.raises(ValueError, match="url: expected http://HOST:PORT/retrieve"):
+    with pytest.raises(ValueError, match="url: expected http://HOST:PORT/"):
         HttpTool(url)
 
 

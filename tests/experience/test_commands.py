@@ -139,7 +139,7 @@ def test_replies_that_cannot_be_used_are_stored(
         prompts.extend(batch)
         return ["no idea"] * len(batch)
 
-    monkeypatch.setattr(command_handlers, "_engine", lambda argument, spec: complete)
+    monkeypatch.setattr(command_handlers, "_model", lambda argument, spec: complete)
     assert run("distill", *logs, "--out", path, "--reflector", "llm:somewhere") == 0
     assert "replies that could not be used         5" in capsys.readouterr().out
     with HEK.open(path) as stored:
@@ -207,7 +207,7 @@ def test_query_levels_and_thresholds(hek: str, capsys: pytest.CaptureFixture[str
         (["explain", "HEK", "zzz"], ValueError, "no entry whose id starts with 'zzz'"),
         (["explain", "HEK", "e1-"], ValueError, "5 entries start with 'e1-'"),
         (["build", "HEK", "--threshold-e2", "-1"], ValueError, "thresholds"),
-        (["build", "HEK", "--summariser", "gpt"], ValueError, "--summariser: expected extractive or llm:MODEL"),
+        (["build", "HEK", "--summariser", "gpt"], ValueError, "--summariser: expected extractive, llm:MODEL or openai:MODEL"),
     ],
 )
 def test_errors_say_what_is_wrong(
@@ -226,7 +226,7 @@ def test_errors_say_what_is_wrong(
 
 @pytest.mark.parametrize("reflector", ["gpt", "llm:"])
 def test_an_unknown_reflector_makes_no_file(tmp_path: Path, logs: list[str], reflector: str) -> None:
-    with pytest.raises(ValueError, match="--reflector: expected extractive or llm:MODEL"):
+    with pytest.raises(ValueError, match="--reflector: expected extractive, llm:MODEL or openai:MODEL"):
         run("distill", *logs, "--out", str(tmp_path / "new.sqlite"), "--reflector", reflector)
     assert not (tmp_path / "new.sqlite").exists()
 

@@ -1,0 +1,76 @@
+"""JSON over HTTP for clients of other people's servers: time-outs, retries with growing pauses, one clear error."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+_TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 20.0
+
+
+class ServiceError(OSError):
+    """A server cannot be reached, keeps failing, or answers something else than its schema; names the URL."""
+
+
+def check_url(name: str, url: str) -> urllib.parse.SplitResult:
+    """The parts of an http(s) URL, or ValueError."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ValueError(f"{name}: expected http://HOST:PORT/…, got {url!r}")
+    return parts
+
+
+def post_json(
+    url: str, body: Mapping[str, Any], *, timeout_s: float, retries: int, headers: Mapping[str, str] | None = None
+) -> Any:
+    """The JSON answer to a POST of ``body``.
+
+    Status 408, 429 and 5xx, time-outs and broken connections are tried again up to ``retries`` times, after 0.2 s,
+    0.4 s, … or what ``Retry-After`` says, at most 20 s.
+
+    Raises:
+        ServiceError: any other status, no answer in all attempts, or an answer that is no JSON. Headers, which may
+            hold a key, are never part of the message.
+    """
+    data = json.dumps(body).encode("utf-8")
+    known = {"Content-Type": "application/json", "Accept": "application/json", **(headers or {})}
+    for attempt in range(retries + 1):
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, data, known), timeout=timeout_s) as response:
+                reply = response.read()
+        except urllib.error.HTTPError as error:
+            problem = f"status {error.code}: {start_of(error.read())}"
+            wait = _retry_after(error.headers.get("Retry-After"))
+            if error.code not in _TRANSIENT:
+                raise ServiceError(f"{url}: {problem}") from error
+        except (OSError, http.client.HTTPException) as error:
+            problem, wait = f"{type(error).__name__}: {error}", None
+        else:
+            return _parsed(url, reply)
+        if attempt < retries:
+            time.sleep(min(_LONGEST_PAUSE_S, wait if wait is not None else _FIRST_PAUSE_S * 2**attempt))
+    raise ServiceError(f"{url}: no answer in {retries + 1} attempts, last {problem}")
+
+
+def start_of(data: bytes) -> str:
+    """The beginning of an answer, for a message."""
+    return repr(data[:200].decode("utf-8", "replace"))
+
+
+def _parsed(url: str, data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise ServiceError(f"{url}: expected JSON, got {start_of(data)}") from error
+
+
+def _retry_after(value: str | None) -> float | None:
+    return float(value) if value is not None and value.isdigit() else None
