@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +46,8 @@ def linkage(
     threshold: float | None = None,
     device: str | None = None,
     n_threads: int | None = None,
+    return_stats: bool = False,
+    progress: Callable[[str, int, int], object] | None = None,
 ) -> Any:
     """Dendrogram of the rows of ``X``, as ``scipy.cluster.hierarchy.linkage`` gives it.
 
@@ -59,6 +62,8 @@ def linkage(
         device: None or ``"cpu"``. A CUDA device is refused while no GPU backend is compiled in.
         n_threads: threads to use, at least 1; None uses every core this process may run on. The result does not
             depend on it.
+        return_stats: return ``(Z, stats)``, stats a dict of what the run did.
+        progress: called as ``progress(stage, done, total)`` about every 0.1 s and once at the end.
 
     Returns:
         (m, 4) float64, one row a merge by ascending height: smaller child, larger child, height, number of leaves.
@@ -78,10 +83,9 @@ def linkage(
     _check_device(device)
     n_threads = _check_threads(n_threads)
     rows = as_rows("X", X)
-    z = _core.linkage(
-        rows, _core.LinkageMethod.__members__[method], _core.LinkageMetric.__members__[metric], limit, n_threads
-    )
-    return like(X, z)
+    kind = _core.LinkageMethod.__members__[method], _core.LinkageMetric.__members__[metric]
+    z, stats = _core.linkage(rows, *kind, limit, n_threads, progress)
+    return (like(X, z), stats) if return_stats else like(X, z)
 
 
 def cut_tree(Z: Any, n: int, *, threshold: float | None = None, n_clusters: int | None = None) -> Any:
