@@ -12,9 +12,11 @@
 
 namespace hiexp::clustering {
 
-CentroidSpace::CentroidSpace(Points points, Method method, ThreadPool& pool)
+CentroidSpace::CentroidSpace(Points points, Method method, Metric metric, ThreadPool& pool, Monitor& monitor)
     : method_(method),
+      metric_(metric),
       pool_(pool),
+      monitor_(monitor),
       d_(points.d),
       exponent_(points.exponent),
       sizes_(std::move(points.sizes)),
@@ -35,8 +37,8 @@ CentroidSpace::CentroidSpace(Points points, Method method, ThreadPool& pool)
 }
 
 double CentroidSpace::height(double cost) const {
-  // Average: 1 - <m_A, m_B> = cost / 2, and the scale enters squared; ward: the root of the cost.
-  return method_ == Method::ward ? std::ldexp(std::sqrt(cost), exponent_) : std::ldexp(cost / 2.0, 2 * exponent_);
+  if (method_ == Method::ward) return std::ldexp(std::sqrt(cost), exponent_);
+  return std::ldexp(metric_ == Metric::cosine ? cost / 2.0 : cost, 2 * exponent_);
 }
 
 double CentroidSpace::cost(size_t i, size_t j) const {
@@ -92,8 +94,9 @@ std::vector<Neighbour> CentroidSpace::nearest(const std::vector<int32_t>& rows, 
 void CentroidSpace::scan_rows(const std::vector<int32_t>& rows) {
   constexpr size_t kKeep = kListLength + 1;
   const bool all = rows.size() == slots();
+  count_scan(rows.size(), all);
   const std::vector<Candidate> candidates =
-      all ? panels_.scan_all(kKeep, pool_) : panels_.scan(rows, kKeep, nullptr, pool_);
+      all ? panels_.scan_all(kKeep, pool_, monitor_) : panels_.scan(rows, kKeep, nullptr, pool_);
   std::vector<uint8_t> certain(rows.size());
   pool_.run_ranges(rows.size(), 16, [&](size_t begin, size_t end) {
     for (size_t r = begin; r < end; ++r) {
@@ -110,7 +113,16 @@ void CentroidSpace::scan_rows(const std::vector<int32_t>& rows) {
   for (size_t r = 0; r < rows.size(); ++r) {
     if (!certain[r]) rest.push_back(rows[r]);
   }
+  monitor_.stats.certified += rows.size() - rest.size();
   scan_exactly(rest);
+}
+
+void CentroidSpace::count_scan(size_t rows, bool all) {
+  const auto filled = static_cast<double>(slots());
+  monitor_.stats.pairs += static_cast<double>(rows) * (all ? (filled - 1.0) / 2.0 : filled);
+  monitor_.stats.scanned += rows;
+  if (scanned_before_) monitor_.stats.rescans += rows;
+  scanned_before_ = true;
 }
 
 void CentroidSpace::offer(size_t row, size_t slot) {
@@ -119,6 +131,8 @@ void CentroidSpace::offer(size_t row, size_t slot) {
 
 // All costs of the rows in float64; several rows meet a centroid while it is in the cache.
 void CentroidSpace::scan_exactly(const std::vector<int32_t>& rows) {
+  monitor_.stats.exact_rows += rows.size();
+  monitor_.stats.pairs += static_cast<double>(rows.size()) * static_cast<double>(slots());
   pool_.run_ranges(rows.size(), kExactRows, [&](size_t begin, size_t end) {
     for (size_t r = begin; r < end; ++r) {
       lists_[static_cast<size_t>(rows[r])].entries.clear();
@@ -145,12 +159,12 @@ void CentroidSpace::merge(const std::vector<Pair>& pairs) {
 
 void CentroidSpace::merge_centroids(const Pair& pair) {
   const auto a = static_cast<size_t>(pair.keep), b = static_cast<size_t>(pair.drop);
-  const double total = sizes_[a] + sizes_[b], share = sizes_[b] / total;
+  const double total = sizes_[a] + sizes_[b], share = mean_share(method_, sizes_[a], sizes_[b]);
   const double squares = squared_distance(centroid(a), centroid(b), d_);
   lists_[a].bound = merged_bound(method_, sizes_[a], sizes_[b], lists_[a].bound, lists_[b].bound, pair.cost, n_points_);
   double* target = centroids_.data() + a * d_;
   for (size_t k = 0; k < d_; ++k) target[k] += share * (centroid(b)[k] - target[k]);
-  if (method_ == Method::average) {
+  if (method_ != Method::ward) {
     spreads_[a] += share * (spreads_[b] - spreads_[a]) + share * (1.0 - share) * squares;
   }
   sizes_[a] = total;

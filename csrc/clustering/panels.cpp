@@ -12,7 +12,6 @@
 #include "clustering/panels.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <limits>
 #include <new>
@@ -181,15 +180,17 @@ struct Panels::Lane {
   }
 };
 
-std::vector<Candidate> Panels::scan_all(size_t keep, ThreadPool& pool) const {
+std::vector<Candidate> Panels::scan_all(size_t keep, ThreadPool& pool, Monitor& monitor) const {
   const size_t block = rows_per_block(), blocks = (slots_ + block - 1) / block;
   const Lane empty{keep, std::vector<Candidate>(slots_ * keep, Candidate{kNothing, -1}),
                    std::vector<float>(q_.size(), kNothing)};
-  std::vector<Lane> lanes(std::min(static_cast<size_t>(pool.size()), blocks), empty);
-  std::atomic<size_t> next{0};
-  pool.run(lanes.size(), [&](size_t lane) {
-    for (size_t b = next++; b < blocks; b = next++) scan_upper_block(b * block, block, lanes[lane]);
+  std::vector<Lane> lanes(static_cast<size_t>(pool.size()), empty);
+  monitor.begin("scan", slots_);
+  pool.run_lanes(blocks, [&](size_t b, size_t lane) {
+    scan_upper_block(b * block, block, lanes[lane]);
+    monitor.advance(std::min(block, slots_ - b * block));
   });
+  monitor.begin("merge", slots_ - 1);
   std::vector<Candidate>& found = lanes[0].found;
   pool.run_ranges(slots_, 1024, [&](size_t begin, size_t end) {
     for (size_t lane = 1; lane < lanes.size(); ++lane) {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "clustering/monitor.h"
 #include "clustering/thread_pool.h"
 
 namespace hiexp::clustering {
@@ -34,7 +35,7 @@ class Panels {
                               ThreadPool& pool) const;
 
   // The same for all slots at once, for half the work: a product serves its row and its column. Returns (slots, keep).
-  std::vector<Candidate> scan_all(size_t keep, ThreadPool& pool) const;
+  std::vector<Candidate> scan_all(size_t keep, ThreadPool& pool, Monitor& monitor) const;
 
  private:
   struct Range;

@@ -29,17 +29,19 @@ constexpr size_t kScansPerMerge = 8;
 
 class Rounds {
  public:
-  Rounds(Space& space, std::vector<int32_t> ids, double threshold)
+  Rounds(Space& space, std::vector<int32_t> ids, double threshold, Monitor& monitor)
       : space_(space),
         ids_(std::move(ids)),
         threshold_(threshold),
+        monitor_(monitor),
         state_(ids_.size(), State::open),
         nearest_(ids_.size(), Neighbour{-1, 0.0}),
         alive_(ids_.size()) {}
 
-  std::vector<Merge> run(const std::function<void()>& poll) {
+  std::vector<Merge> run() {
     while (alive_ > 1) {
-      poll();
+      monitor_.poll();
+      ++monitor_.stats.rounds;
       update(slots_in(State::stale), false);
       retire();
       std::vector<Pair> pairs = reciprocal_pairs();
@@ -52,6 +54,7 @@ class Rounds {
         if (pairs.empty() && rows.empty()) pairs = cheapest_edge();
       }
       merge(pairs);
+      monitor_.advance(pairs.size());
       compact();
     }
     return std::move(merges_);
@@ -199,6 +202,7 @@ class Rounds {
   Space& space_;
   std::vector<int32_t> ids_;
   double threshold_;
+  Monitor& monitor_;
   std::vector<State> state_;
   std::vector<Neighbour> nearest_;
   size_t alive_;
@@ -209,9 +213,8 @@ class Rounds {
 
 }  // namespace
 
-std::vector<Merge> reciprocal_rounds(Space& space, std::vector<int32_t> ids, double threshold,
-                                     const std::function<void()>& poll) {
-  return Rounds(space, std::move(ids), threshold).run(poll);
+std::vector<Merge> reciprocal_rounds(Space& space, std::vector<int32_t> ids, double threshold, Monitor& monitor) {
+  return Rounds(space, std::move(ids), threshold, monitor).run();
 }
 
 }  // namespace hiexp::clustering

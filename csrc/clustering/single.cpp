@@ -31,10 +31,11 @@ struct Edge {
 
 class SpanningTree {
  public:
-  SpanningTree(const Points& points, double limit, ThreadPool& pool)
+  SpanningTree(const Points& points, double limit, ThreadPool& pool, Monitor& monitor)
       : points_(points),
         limit_(limit),
         pool_(pool),
+        monitor_(monitor),
         panels_(points.n, points.d, false, mean_row(points)),
         lists_(points.n),
         components_(points.n),
@@ -45,9 +46,10 @@ class SpanningTree {
     });
   }
 
-  std::vector<Edge> run(const std::function<void()>& poll) {
+  std::vector<Edge> run() {
     while (edges_.size() + 1 < points_.n) {
-      poll();
+      monitor_.poll();
+      ++monitor_.stats.rounds;
       for (size_t i = 0; i < points_.n; ++i) group_[i] = static_cast<int32_t>(components_.find(i));
       scan(uncertain_points());
       find_best();
@@ -94,7 +96,8 @@ class SpanningTree {
     constexpr size_t kKeep = kListLength + 1;
     const bool first = edges_.empty() && rows.size() == points_.n;
     const std::vector<Candidate> found =
-        first ? panels_.scan_all(kKeep, pool_) : panels_.scan(rows, kKeep, group_.data(), pool_);
+        first ? panels_.scan_all(kKeep, pool_, monitor_) : panels_.scan(rows, kKeep, group_.data(), pool_);
+    count_scan(rows.size(), first);
     std::vector<uint8_t> certain(rows.size());
     pool_.run_ranges(rows.size(), 16, [&](size_t begin, size_t end) {
       for (size_t r = begin; r < end; ++r) certain[r] = take(static_cast<size_t>(rows[r]), found.data() + r * kKeep);
@@ -103,7 +106,15 @@ class SpanningTree {
     for (size_t r = 0; r < rows.size(); ++r) {
       if (!certain[r]) rest.push_back(rows[r]);
     }
+    monitor_.stats.certified += rows.size() - rest.size();
     scan_exactly(rest);
+  }
+
+  void count_scan(size_t rows, bool first) {
+    const auto n = static_cast<double>(points_.n);
+    monitor_.stats.pairs += static_cast<double>(rows) * (first ? (n - 1.0) / 2.0 : n);
+    monitor_.stats.scanned += rows;
+    if (!first) monitor_.stats.rescans += rows;
   }
 
   // False where float32 cannot rank the candidates (ties, tiny gaps): the row must be computed in float64 then.
@@ -122,6 +133,8 @@ class SpanningTree {
 
   // Several rows meet a point while it is in the cache.
   void scan_exactly(const std::vector<int32_t>& rows) {
+    monitor_.stats.exact_rows += rows.size();
+    monitor_.stats.pairs += static_cast<double>(rows.size()) * static_cast<double>(points_.n);
     pool_.run_ranges(rows.size(), kExactRows, [&](size_t begin, size_t end) {
       for (size_t r = begin; r < end; ++r) lists_[static_cast<size_t>(rows[r])] = {{}, kInfinity};
       for (size_t j = 0; j < points_.n; ++j) {
@@ -144,12 +157,14 @@ class SpanningTree {
       components_.attach(std::max(a, b), std::min(a, b));
       edges_.push_back(edge);
     }
+    monitor_.advance(edges_.size() - before);
     return edges_.size() > before;
   }
 
   const Points& points_;
   double limit_;
   ThreadPool& pool_;
+  Monitor& monitor_;
   Panels panels_;
   std::vector<NeighbourList> lists_;
   UnionFind components_;
@@ -161,18 +176,19 @@ class SpanningTree {
 }  // namespace
 
 std::vector<Merge> spanning_tree(const Points& points, Metric metric, double threshold, ThreadPool& pool,
-                                 const std::function<void()>& poll) {
+                                 Monitor& monitor) {
   const auto height = [&](double square) {
-    return metric == Metric::cosine ? std::ldexp(square / 2.0, 2 * points.exponent)
-                                    : std::ldexp(std::sqrt(square), points.exponent);
+    if (metric == Metric::euclidean) return std::ldexp(std::sqrt(square), points.exponent);
+    return std::ldexp(metric == Metric::cosine ? square / 2.0 : square, 2 * points.exponent);
   };
   double limit = kInfinity;
   if (threshold < kInfinity) {
-    const double scaled = std::ldexp(threshold, metric == Metric::cosine ? -2 * points.exponent : -points.exponent);
-    limit = (metric == Metric::cosine ? 2.0 * scaled : scaled * scaled) * (1.0 + 1e-9);
+    const double scaled = std::ldexp(threshold, metric == Metric::euclidean ? -points.exponent : -2 * points.exponent);
+    limit = (metric == Metric::euclidean ? scaled * scaled : (metric == Metric::cosine ? 2.0 : 1.0) * scaled) *
+            (1.0 + 1e-9);
   }
   std::vector<Merge> merges;
-  for (const Edge& edge : SpanningTree(points, limit, pool).run(poll)) {
+  for (const Edge& edge : SpanningTree(points, limit, pool, monitor).run()) {
     merges.push_back(
         {points.ids[static_cast<size_t>(edge.low)], points.ids[static_cast<size_t>(edge.high)], height(edge.cost)});
   }

@@ -13,6 +13,7 @@ new row x to B is one formula, up to a monotone function that is the same for ev
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -21,11 +22,12 @@ _BLOCK = 1024  # rows whose distances to all centroids are held at a time
 
 
 class Centroids(NamedTuple):
-    """centres (k, d), scale (k,), spread (k,), all float64."""
+    """centres (k, d), scale (k,), spread (k,), all float64, of rows divided by ``unit``, so that squares stay finite."""
 
     centres: np.ndarray
     scale: np.ndarray
     spread: np.ndarray
+    unit: float
 
 
 def has_centroids(method: str, metric: str) -> bool:
@@ -38,19 +40,20 @@ def has_centroids(method: str, metric: str) -> bool:
 def centroids(rows: np.ndarray, labels: np.ndarray, Z: np.ndarray, method: str, metric: str) -> Centroids:
     """Centroids of the clusters ``labels`` (n,) of ``rows`` (n, d), cut from the tree ``Z``."""
     k = int(labels.max()) + 1
+    unit = 1.0 if metric == "cosine" else _power_of_two(max(abs(float(rows.min())), abs(float(rows.max()))))
     counts = np.bincount(labels, minlength=k).astype(np.float64)
     weights = _leaf_weights(Z, labels, k) if method == "weighted" else 1.0 / counts[labels]
     centres, spread = np.zeros((k, rows.shape[1])), np.zeros(k)
     for begin in range(0, len(rows), _BLOCK):
         span = slice(begin, begin + _BLOCK)
-        np.add.at(centres, labels[span], weights[span, None] * prepared(rows[span], metric))
+        np.add.at(centres, labels[span], weights[span, None] * (prepared(rows[span], metric) / unit))
     if method == "ward":
-        return Centroids(centres, 2.0 * counts / (counts + 1.0), spread)
+        return Centroids(centres, 2.0 * counts / (counts + 1.0), spread, unit)
     for begin in range(0, len(rows), _BLOCK):
         span = slice(begin, begin + _BLOCK)
-        squares = ((prepared(rows[span], metric) - centres[labels[span]]) ** 2).sum(axis=1)
+        squares = ((prepared(rows[span], metric) / unit - centres[labels[span]]) ** 2).sum(axis=1)
         np.add.at(spread, labels[span], weights[span] * squares)
-    return Centroids(centres, np.ones(k), spread)
+    return Centroids(centres, np.ones(k), spread, unit)
 
 
 def nearest(rows: np.ndarray, clusters: Centroids, metric: str) -> np.ndarray:
@@ -60,7 +63,7 @@ def nearest(rows: np.ndarray, clusters: Centroids, metric: str) -> np.ndarray:
     centres = clusters.centres - shift
     norms = (centres**2).sum(axis=1)
     for begin in range(0, len(rows), _BLOCK):
-        block = prepared(rows[begin : begin + _BLOCK], metric, begin) - shift
+        block = prepared(rows[begin : begin + _BLOCK], metric, begin) / clusters.unit - shift
         squares = (block**2).sum(axis=1)[:, None] + norms
         squares -= 2.0 * block @ centres.T
         distances = clusters.scale * np.maximum(squares, 0.0) + clusters.spread
@@ -80,6 +83,11 @@ def prepared(rows: np.ndarray, metric: str, first: int = 0) -> np.ndarray:
     rows /= largest  # no overflow and no underflow in the squares
     unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return unit
+
+
+def _power_of_two(value: float) -> float:
+    """The largest power of two that is not above ``value``, 1 for 0: dividing by it does not round."""
+    return math.ldexp(1.0, math.frexp(value)[1] - 1) if value else 1.0
 
 
 def _leaf_weights(Z: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
