@@ -145,8 +145,6 @@ class AgglomerativeClustering(Estimator):
                 f"n_clusters={self.n_clusters!r} and distance_threshold={self.distance_threshold!r}"
             )
         check_threshold("distance_threshold", self.distance_threshold)
-        if self.n_clusters is not None:
-            check_count("n_clusters", self.n_clusters, 1)
         if not isinstance(self.compute_full_tree, bool | np.bool_) and self.compute_full_tree != "auto":
             raise ValueError(f"compute_full_tree: expected 'auto', True or False, got {self.compute_full_tree!r}")
         if self.memory is not None and not isinstance(self.memory, str) and not hasattr(self.memory, "cache"):
