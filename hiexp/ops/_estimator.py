@@ -46,6 +46,8 @@ class Estimator:
     def _samples(self, X: Any, *, fitting: bool) -> np.ndarray:
         """``X`` as finite (n, d) float32 or float64 rows; sets or compares the features seen in ``fit``."""
         names = _feature_names(X)
+        if not fitting:
+            self._compare_names(names)
         rows = _dense(X)
         _check_layout(rows, 2 if fitting else 1, type(self).__name__)
         rows = as_rows("X", rows)
@@ -58,7 +60,6 @@ class Estimator:
             if names is not None:
                 self.feature_names_in_ = names
             return rows
-        self._compare_names(names)
         if rows.shape[1] != self.n_features_in_:
             raise ValueError(
                 f"X has {rows.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} "

@@ -29,8 +29,9 @@ class Clusters:
     def __init__(self, X: np.ndarray, method: str, metric: str) -> None:
         n = len(X)
         self.method, self.metric = method, metric
-        self.rows = np.zeros((n, 0)) if metric == "precomputed" else _rows(X, metric)
-        self.pairs = np.asarray(X, np.longdouble) if metric == "precomputed" else pair_distances(self.rows, metric)
+        rows = np.zeros((n, 1)) if metric == "precomputed" else _rows(X, metric)
+        self.pairs = np.asarray(X, np.longdouble) if metric == "precomputed" else pair_distances(rows, metric)
+        self.rows = rows - rows[0]  # so that means of offset rows keep their digits
         self.weights = np.eye(n, dtype=np.longdouble)  # row: the weights of the members of the cluster in that slot
         self.means, self.spreads = self.rows.copy(), np.zeros(n, np.longdouble)  # used by ward alone
         self.used = np.ones(n, bool)
@@ -158,7 +159,4 @@ def _rows(X: np.ndarray, metric: str) -> np.ndarray:
     rows = np.asarray(X).astype(np.longdouble)
     if metric == "cosine":
         rows /= np.sqrt((rows**2).sum(axis=1, keepdims=True))
-        return rows
-    # Means of offset rows would lose digits. Distances stay what they are: the shift rounds below a float64's last bit.
-    shifted: np.ndarray = rows - rows[:1]
-    return shifted
+    return rows
