@@ -23,7 +23,7 @@ namespace {
 std::vector<Merge> merges_of(Points points, Method method, Metric metric, double threshold, ThreadPool& pool,
                              Monitor& monitor) {
   if (points.n < 2) return {};
-  monitor.begin("merge", points.n - 1);
+  monitor.begin("scan", points.n);
   if (method == Method::single && metric != Metric::manhattan) {
     monitor.stats.algorithm = "boruvka";
     return spanning_tree(points, metric, threshold, pool, monitor);

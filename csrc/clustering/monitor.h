@@ -62,7 +62,7 @@ class Monitor {
   void finish() {
     stats.seconds = std::chrono::duration<double>(Clock::now() - start_).count();
     stage_ = "merge";
-    done_ = stats.merges;
+    total_ = done_ = stats.merges;  // equal rows merge without being counted on the way
     report();
   }
 

@@ -46,9 +46,7 @@ class AgglomerativeClustering(hiexp.AgglomerativeClustering):
 
 def ward_tree(X, *, connectivity=None, n_clusters=None, return_distance=False):
     if connectivity is not None:
-        return their_trees["ward"](
-            X, connectivity=connectivity, n_clusters=n_clusters, return_distance=return_distance
-        )
+        return their_trees["ward"](X, connectivity=connectivity, n_clusters=n_clusters, return_distance=return_distance)
     return _tree(X, n_clusters, "ward", "euclidean", return_distance)
 
 

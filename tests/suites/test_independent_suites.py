@@ -123,7 +123,9 @@ def complaints(results: dict, excluded: dict) -> list[str]:
         if works and any(test.startswith(name) for name in excluded):
             wrong.append(f"{test}: excluded, but it passes")
         elif not works and not any(test.startswith(name) for name in excluded):
-            wrong.append(f"{test}: {result['outcome']} after reaching hiexp {result['reached']} times, {result['error']}")
+            wrong.append(
+                f"{test}: {result['outcome']} after reaching hiexp {result['reached']} times, {result['error']}"
+            )
     return wrong
 
 
