@@ -23,7 +23,6 @@ namespace {
 std::vector<Merge> merges_of(Points points, Method method, Metric metric, double threshold, ThreadPool& pool,
                              Monitor& monitor) {
   if (points.n < 2) return {};
-  monitor.begin("scan", points.n);
   if (method == Method::single && metric != Metric::manhattan) {
     monitor.stats.algorithm = "boruvka";
     return spanning_tree(points, metric, threshold, pool, monitor);
@@ -53,6 +52,7 @@ py::tuple linkage(const py::array_t<Scalar, py::array::c_style>& rows, Method me
   const auto n = static_cast<size_t>(rows.shape(0)), d = static_cast<size_t>(rows.shape(1));
   const Scalar* data = rows.data();
   Monitor monitor(python_report(progress));
+  monitor.begin("scan", n);
   std::vector<double> z;
   {
     py::gil_scoped_release release;
@@ -66,7 +66,7 @@ py::tuple linkage(const py::array_t<Scalar, py::array::c_style>& rows, Method me
     merges.insert(merges.end(), more.begin(), more.end());
     z = linkage_matrix(std::move(merges), n, threshold);
     monitor.stats.merges = z.size() / 4;
-    monitor.finish();
+    monitor.finish(n - 1);
   }
   return py::make_tuple(to_numpy(z, {static_cast<py::ssize_t>(z.size() / 4), 4}), stats_dict(monitor.stats));
 }
@@ -80,6 +80,7 @@ py::tuple linkage_precomputed(const py::array_t<Scalar, py::array::c_style>& con
   }
   const Scalar* data = condensed.data();
   Monitor monitor(python_report(progress));
+  monitor.begin("scan", n);
   std::vector<double> z;
   {
     py::gil_scoped_release release;
@@ -88,7 +89,7 @@ py::tuple linkage_precomputed(const py::array_t<Scalar, py::array::c_style>& con
     monitor.stats.n_threads = n_threads;
     z = linkage_matrix(precomputed_linkage(data, n, method, threshold, pool, monitor), n, threshold);
     monitor.stats.merges = z.size() / 4;
-    monitor.finish();
+    monitor.finish(n - 1);
   }
   return py::make_tuple(to_numpy(z, {static_cast<py::ssize_t>(z.size() / 4), 4}), stats_dict(monitor.stats));
 }
