@@ -36,11 +36,19 @@ void ListedSpace::refresh(size_t row) {
     if (slot != entry.slot || version != entry.stamp) {
       const auto same = [slot](const ListEntry& other) { return other.slot == slot; };
       if (std::any_of(entries.begin(), entries.begin() + static_cast<std::ptrdiff_t>(kept), same)) continue;
-      entry = {slot, version, cost(row, static_cast<size_t>(slot))};
+      entry = {cost(row, static_cast<size_t>(slot)), slot, version, 1};
     }
     entries[kept++] = entry;
   }
   entries.resize(kept);
+}
+
+// The cheapest listed cluster if nothing unlisted can be cheaper, else slot = -1 and the bound.
+Neighbour ListedSpace::certified(size_t row) {
+  NeighbourList& list = lists_[row];
+  const Neighbour best = list.cheapest(
+      ids_[row], ids_, list.bound, [](int32_t) { return true; }, [&](size_t slot) { return cost(row, slot); });
+  return best.slot >= 0 && best.cost <= list.bound ? best : Neighbour{-1, list.bound};
 }
 
 std::vector<Neighbour> ListedSpace::nearest(const std::vector<int32_t>& rows, bool scan) {
@@ -49,7 +57,7 @@ std::vector<Neighbour> ListedSpace::nearest(const std::vector<int32_t>& rows, bo
     for (size_t r = begin; r < end; ++r) {
       const auto row = static_cast<size_t>(rows[r]);
       refresh(row);
-      found[r] = lists_[row].certified(ids_[row], ids_);
+      found[r] = certified(row);
     }
   });
   if (!scan) return found;
@@ -60,7 +68,7 @@ std::vector<Neighbour> ListedSpace::nearest(const std::vector<int32_t>& rows, bo
   scan_rows(open);
   for (size_t r = 0; r < rows.size(); ++r) {
     const auto row = static_cast<size_t>(rows[r]);
-    if (found[r].slot < 0) found[r] = lists_[row].certified(ids_[row], ids_);
+    if (found[r].slot < 0) found[r] = certified(row);
   }
   return found;
 }
@@ -71,7 +79,7 @@ void ListedSpace::restart(size_t row, double bound) {
 }
 
 void ListedSpace::offer(size_t row, size_t slot) {
-  lists_[row].offer({static_cast<int32_t>(slot), versions_[slot], cost(row, slot)}, ids_[row], ids_);
+  lists_[row].offer({cost(row, slot), static_cast<int32_t>(slot), versions_[slot], 1}, ids_[row], ids_);
 }
 
 double ListedSpace::list_limit(size_t row) const {
@@ -85,7 +93,7 @@ void ListedSpace::merge(const std::vector<Pair>& pairs) {
   for (const Pair& pair : pairs) {
     const auto a = static_cast<size_t>(pair.keep), b = static_cast<size_t>(pair.drop);
     lists_[a].bound =
-        merged_bound(method_, sizes_[a], sizes_[b], lists_[a].bound, lists_[b].bound, pair.cost, n_points_);
+        merged_bound(method_, sizes_[a], sizes_[b], lists_[a].bound, lists_[b].bound, pair.cost, 1.0, n_points_);
   }
   unite(pairs);
   for (const Pair& pair : pairs) {
@@ -123,7 +131,7 @@ void ListedSpace::compact(const std::vector<int32_t>& kept) {
       for (ListEntry& entry : lists_[static_cast<size_t>(kept[i])].entries) {
         const int32_t slot = current(entry.slot);
         // A cluster that followed a merge keeps its old cost under a stamp that no version has, so that it is renewed.
-        if (slot != entry.slot) entry.stamp = ~0u;
+        if (slot != entry.slot) entry.stamp = ~0u >> 1;
         entry.slot = slot < 0 ? -1 : renumbered[static_cast<size_t>(slot)];
       }
     }

@@ -48,6 +48,7 @@ class ListedSpace : public Space {
  private:
   int32_t current(int32_t slot) const;
   void refresh(size_t row);
+  Neighbour certified(size_t row);
   void merge_lists(const Pair& pair);
 
   double n_points_ = 0.0;
