@@ -144,6 +144,14 @@ def greedy_excess(X: np.ndarray, Z: np.ndarray, method: str, metric: str) -> tup
     return excess, error
 
 
+def next_height(X: np.ndarray, Z: np.ndarray, method: str, metric: str) -> float:
+    """The smallest distance that is left after the merges of ``Z`` (m, 4); infinity if one cluster is."""
+    clusters = Clusters(X, method, metric)
+    for a, b in _slots(Z, len(X)):
+        clusters.merge(a, b)
+    return float(clusters.distances.min())
+
+
 def _slots(Z: np.ndarray, n: int) -> Iterator[tuple[int, int]]:
     """The two slots that each row of ``Z`` merges, by the rules of SciPy's layout."""
     slot, size = {i: i for i in range(n)}, dict.fromkeys(range(n), 1)
