@@ -54,23 +54,32 @@ Neighbour ListedSpace::certified(size_t row) {
 std::vector<Neighbour> ListedSpace::nearest(const std::vector<int32_t>& rows, bool scan) {
   std::vector<Neighbour> found(rows.size());
   pool_.run_ranges(rows.size(), 16, [&](size_t begin, size_t end) {
-    for (size_t r = begin; r < end; ++r) {
-      const auto row = static_cast<size_t>(rows[r]);
-      refresh(row);
-      found[r] = certified(row);
-    }
+    for (size_t r = begin; r < end; ++r) refresh(static_cast<size_t>(rows[r]));
   });
+  decide(rows, found);
   if (!scan) return found;
   std::vector<int32_t> open;
   for (size_t r = 0; r < rows.size(); ++r) {
     if (found[r].slot < 0) open.push_back(rows[r]);
   }
   scan_rows(open);
-  for (size_t r = 0; r < rows.size(); ++r) {
-    const auto row = static_cast<size_t>(rows[r]);
-    if (found[r].slot < 0) found[r] = certified(row);
+  std::vector<Neighbour> scanned(open.size());
+  decide(open, scanned);
+  for (size_t r = 0, next = 0; r < rows.size(); ++r) {
+    if (found[r].slot >= 0) continue;
+    found[r] = scanned[next++];
+    if (found[r].slot < 0) decide_scanned(rows[r], found[r]);
   }
   return found;
+}
+
+void ListedSpace::decide(const std::vector<int32_t>& rows, std::vector<Neighbour>& found) {
+  pool_.run_ranges(rows.size(), 64, [&](size_t begin, size_t end) {
+    for (size_t r = begin; r < end; ++r) {
+      const auto row = static_cast<size_t>(rows[r]);
+      found[r] = certified(row);
+    }
+  });
 }
 
 void ListedSpace::restart(size_t row, double bound) {
