@@ -86,9 +86,10 @@ void CentroidSpace::refresh(size_t row) {
 // The cheapest listed cluster if nothing unlisted can be cheaper, else slot = -1 and the bound.
 Neighbour CentroidSpace::certified(size_t row) {
   NeighbourList& list = lists_[row];
-  const Neighbour best = list.cheapest(
-      ids_[row], ids_, list.bound, [](int32_t) { return true; }, [&](size_t slot) { return cost(row, slot); });
-  return best.slot >= 0 && best.cost <= list.bound ? best : Neighbour{-1, list.bound};
+  const double limit = list.bound * kTie;
+  const Neighbour best =
+      list.cheapest(ids_[row], ids_, limit, [](int32_t) { return true; }, [&](size_t slot) { return cost(row, slot); });
+  return best.slot >= 0 && best.cost <= limit ? best : Neighbour{-1, list.bound};
 }
 
 std::vector<Neighbour> CentroidSpace::nearest(const std::vector<int32_t>& rows, bool scan) {
