@@ -60,8 +60,11 @@ inline double merged_distance(Method method, double a, double b, double to_a, do
 // Share of B in the mean of the union of A and B.
 inline double mean_share(Method method, double a, double b) { return method == Method::weighted ? 0.5 : b / (a + b); }
 
-// Bounds pass through arithmetic, and this factor keeps them below the costs that are computed directly.
-constexpr double kBoundSlack = 1.0 - 1e-13;
+// Every merge takes bounds through arithmetic; the first factor covers its rounding. Costs within the second factor
+// count as equal: centroids and sums of squares are rounded by as much. Without it the bounds would not survive a merge
+// where many distances tie, and every merge would need a scan.
+constexpr double kBoundSlack = 1.0 - 2e-15;
+constexpr double kTie = 1.0 + 5e-14;
 
 // Lower bound on the cost between the union of A and B and a cluster of n_low to n_high members that costs at least
 // bound_a from A and bound_b from B. Ward's update depends on the third cluster's size through a Moebius function,
