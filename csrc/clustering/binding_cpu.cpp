@@ -23,7 +23,6 @@ namespace {
 std::vector<Merge> merges_of(Points points, Method method, Metric metric, double threshold, ThreadPool& pool,
                              Monitor& monitor) {
   if (points.n < 2) return {};
-  monitor.begin("merge", points.n - 1);
   if (method == Method::single && metric != Metric::manhattan) {
     monitor.stats.algorithm = "boruvka";
     return spanning_tree(points, metric, threshold, pool, monitor);
@@ -52,6 +51,7 @@ py::tuple linkage(const py::array_t<Scalar, py::array::c_style>& rows, Method me
   const auto n = static_cast<size_t>(rows.shape(0)), d = static_cast<size_t>(rows.shape(1));
   const Scalar* data = rows.data();
   Monitor monitor(python_report(progress));
+  monitor.begin("scan", n);
   std::vector<double> z;
   {
     py::gil_scoped_release release;
@@ -65,7 +65,7 @@ py::tuple linkage(const py::array_t<Scalar, py::array::c_style>& rows, Method me
     merges.insert(merges.end(), more.begin(), more.end());
     z = linkage_matrix(std::move(merges), n, threshold);
     monitor.stats.merges = z.size() / 4;
-    monitor.finish();
+    monitor.finish(n - 1);
   }
   return py::make_tuple(to_numpy(z, {static_cast<py::ssize_t>(z.size() / 4), 4}), stats_dict(monitor.stats));
 }
@@ -85,9 +85,10 @@ py::tuple linkage_precomputed(const py::array_t<Scalar, py::array::c_style>& con
     ThreadPool pool(n_threads, [&monitor] { monitor.poll(); });
     monitor.stats.n = n;
     monitor.stats.n_threads = n_threads;
+    monitor.begin("scan", n);
     z = linkage_matrix(precomputed_linkage(data, n, method, threshold, pool, monitor), n, threshold);
     monitor.stats.merges = z.size() / 4;
-    monitor.finish();
+    monitor.finish(n - 1);
   }
   return py::make_tuple(to_numpy(z, {static_cast<py::ssize_t>(z.size() / 4), 4}), stats_dict(monitor.stats));
 }

@@ -6,6 +6,12 @@
 
 namespace hiexp::clustering {
 
+namespace {
+
+constexpr uint32_t kNoVersion = (1u << 31) - 1;
+
+}  // namespace
+
 ListedSpace::ListedSpace(Method method, std::vector<double> sizes, std::vector<int32_t> ids, ThreadPool& pool,
                          Monitor& monitor)
     : method_(method),
@@ -36,7 +42,7 @@ void ListedSpace::refresh(size_t row) {
     if (slot != entry.slot || version != entry.stamp) {
       const auto same = [slot](const ListEntry& other) { return other.slot == slot; };
       if (std::any_of(entries.begin(), entries.begin() + static_cast<std::ptrdiff_t>(kept), same)) continue;
-      entry = {slot, version, cost(row, static_cast<size_t>(slot))};
+      entry = {cost(row, static_cast<size_t>(slot)), slot, version, 1};
     }
     entries[kept++] = entry;
   }
@@ -67,11 +73,24 @@ std::vector<Neighbour> ListedSpace::nearest(const std::vector<int32_t>& rows, bo
 
 void ListedSpace::decide(const std::vector<int32_t>& rows, std::vector<Neighbour>& found) {
   pool_.run_ranges(rows.size(), 64, [&](size_t begin, size_t end) {
-    for (size_t r = begin; r < end; ++r) {
-      const auto row = static_cast<size_t>(rows[r]);
-      found[r] = lists_[row].certified(ids_[row], ids_);
-    }
+    for (size_t r = begin; r < end; ++r) found[r] = certified(static_cast<size_t>(rows[r]));
   });
+}
+
+// The cheapest listed cluster if nothing unlisted can be cheaper, else slot = -1 and the bound. Ties go to the smallest
+// pair_hash.
+Neighbour ListedSpace::certified(size_t row) const {
+  Neighbour best;
+  uint64_t best_hash = 0;
+  for (const ListEntry& entry : lists_[row].entries) {
+    if (entry.cost > best.cost) continue;
+    const uint64_t hash = pair_hash(ids_[row], ids_[static_cast<size_t>(entry.slot)]);
+    if (entry.cost < best.cost || best.slot < 0 || hash < best_hash) {
+      best = {entry.slot, entry.cost};
+      best_hash = hash;
+    }
+  }
+  return best.cost <= lists_[row].bound * kTie ? best : Neighbour{-1, lists_[row].bound};
 }
 
 void ListedSpace::restart(size_t row, double bound) {
@@ -80,7 +99,7 @@ void ListedSpace::restart(size_t row, double bound) {
 }
 
 void ListedSpace::offer(size_t row, size_t slot) {
-  lists_[row].offer({static_cast<int32_t>(slot), versions_[slot], cost(row, slot)}, ids_[row], ids_);
+  lists_[row].offer({cost(row, slot), static_cast<int32_t>(slot), versions_[slot], 1}, ids_[row], ids_);
 }
 
 double ListedSpace::list_limit(size_t row) const {
@@ -94,7 +113,7 @@ void ListedSpace::merge(const std::vector<Pair>& pairs) {
   for (const Pair& pair : pairs) {
     const auto a = static_cast<size_t>(pair.keep), b = static_cast<size_t>(pair.drop);
     lists_[a].bound =
-        merged_bound(method_, sizes_[a], sizes_[b], lists_[a].bound, lists_[b].bound, pair.cost, n_points_);
+        merged_bound(method_, sizes_[a], sizes_[b], lists_[a].bound, lists_[b].bound, pair.cost, 1.0, n_points_);
   }
   unite(pairs);
   for (const Pair& pair : pairs) {
@@ -132,7 +151,7 @@ void ListedSpace::compact(const std::vector<int32_t>& kept) {
       for (ListEntry& entry : lists_[static_cast<size_t>(kept[i])].entries) {
         const int32_t slot = current(entry.slot);
         // A cluster that followed a merge keeps its old cost under a stamp that no version has, so that it is renewed.
-        if (slot != entry.slot) entry.stamp = ~0u;
+        if (slot != entry.slot) entry.stamp = kNoVersion;
         entry.slot = slot < 0 ? -1 : renumbered[static_cast<size_t>(slot)];
       }
     }

@@ -54,6 +54,7 @@ class ListedSpace : public Space {
 
  private:
   int32_t current(int32_t slot) const;
+  Neighbour certified(size_t row) const;
   void refresh(size_t row);
   void merge_lists(const Pair& pair);
 
