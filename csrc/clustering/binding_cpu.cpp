@@ -86,6 +86,7 @@ py::tuple linkage_precomputed(const py::array_t<Scalar, py::array::c_style>& con
     ThreadPool pool(n_threads, [&monitor] { monitor.poll(); });
     monitor.stats.n = n;
     monitor.stats.n_threads = n_threads;
+    monitor.begin("scan", n);
     z = linkage_matrix(precomputed_linkage(data, n, method, threshold, pool, monitor), n, threshold);
     monitor.stats.merges = z.size() / 4;
     monitor.finish(n - 1);

@@ -1,22 +1,20 @@
 // See float_distances.h. The error bound is that of panels.cpp: with squared norms shrunk by kSlack, q_x + q_y - 2 <x,
 // y> is a lower bound, and twice what was taken off lies above.
 //
-// Work mapping: a task fills 48 rows of the triangle; a panel of 16 columns (L1) meets tiles of 12 of its rows (L2).
+// Work mapping: a task fills 48 rows of the triangle; a panel of 48 columns (L2) meets tiles of 8 of its rows (L1).
 #include "clustering/float_distances.h"
 
 #include <algorithm>
 
-#include "clustering/kernels.h"
+#include "clustering/matrix_kernels.h"
 
 namespace hiexp::clustering {
 
 namespace {
 
-constexpr size_t kRowsPerTask = 4 * kTileRows;
+constexpr size_t kRowsPerTask = 6 * kTileRows;
 constexpr double kUnit = 1.0 / (1 << 24);
 constexpr double kUnderflow = 1e-30;
-constexpr float kNoLimits[kPanelColumns] = {};
-constexpr float kOnes[kPanelColumns] = {};
 
 // Up to this many pairs it is cheaper to compute all in float64 than to pack tiles.
 constexpr size_t kFewPairs = 96;
@@ -87,8 +85,7 @@ void FloatDistances::fill_block(size_t first, Triangle<float>& triangle) const {
       const size_t count = std::min(kTileRows, last - begin);
       dot_tile(packed.data() + (begin - first) * d, panels_ + column * d, d, count, dots);
       for (size_t i = begin; i < begin + count; ++i) {
-        key_row(dots + (i - begin) * kPanelColumns, q_.data() + column, kOnes, q_[i], 1.0f, false, 0.0f, kNoLimits,
-                keys);
+        square_row(dots + (i - begin) * kPanelColumns, q_.data() + column, q_[i], keys);
         const size_t width = column < i ? std::min(kPanelColumns, i - column) : 0;
         std::copy_n(keys, width, triangle.row(i) + column);
       }

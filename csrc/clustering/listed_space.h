@@ -54,8 +54,8 @@ class ListedSpace : public Space {
 
  private:
   int32_t current(int32_t slot) const;
+  Neighbour certified(size_t row) const;
   void refresh(size_t row);
-  Neighbour certified(size_t row);
   void merge_lists(const Pair& pair);
 
   double n_points_ = 0.0;
