@@ -3,6 +3,7 @@
 
 #include "advantage/binding_cpu.h"
 #include "clustering/binding_cpu.h"
+#include "clustering/matrix_linkage.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
@@ -29,14 +30,23 @@ PYBIND11_MODULE(_core, m) {
   py::enum_<clustering::Method>(m, "LinkageMethod", py::module_local())
       .value("ward", clustering::Method::ward)
       .value("average", clustering::Method::average)
+      .value("weighted", clustering::Method::weighted)
       .value("complete", clustering::Method::complete)
       .value("single", clustering::Method::single);
   py::enum_<clustering::Metric>(m, "LinkageMetric", py::module_local())
       .value("euclidean", clustering::Metric::euclidean)
-      .value("cosine", clustering::Metric::cosine);
+      .value("sqeuclidean", clustering::Metric::sqeuclidean)
+      .value("cosine", clustering::Metric::cosine)
+      .value("manhattan", clustering::Metric::manhattan);
   m.def("linkage", &clustering::linkage<float>, "rows"_a.noconvert(), "method"_a, "metric"_a, "threshold"_a,
-        "n_threads"_a);
+        "n_threads"_a, "progress"_a);
   m.def("linkage", &clustering::linkage<double>, "rows"_a.noconvert(), "method"_a, "metric"_a, "threshold"_a,
-        "n_threads"_a);
+        "n_threads"_a, "progress"_a);
+  m.def("linkage_precomputed", &clustering::linkage_precomputed<float>, "condensed"_a.noconvert(), "n"_a, "method"_a,
+        "threshold"_a, "n_threads"_a, "progress"_a);
+  m.def("linkage_precomputed", &clustering::linkage_precomputed<double>, "condensed"_a.noconvert(), "n"_a, "method"_a,
+        "threshold"_a, "n_threads"_a, "progress"_a);
+  m.def("condensed_offset", &clustering::condensed_offset, "i"_a, "j"_a, "n"_a);
+  m.def("triangle_offset", &clustering::triangle_offset, "i"_a);
   m.def("cut_labels", &clustering::cut, "z"_a.noconvert(), "n_merges"_a, "n"_a);
 }

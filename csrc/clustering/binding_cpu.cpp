@@ -2,13 +2,14 @@
 #include "clustering/binding_cpu.h"
 
 #include <algorithm>
-#include <functional>
-#include <memory>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
+#include "clustering/binding_monitor.h"
 #include "clustering/centroid_space.h"
 #include "clustering/dendrogram.h"
-#include "clustering/matrix_space.h"
+#include "clustering/matrix_linkage.h"
 #include "clustering/points.h"
 #include "clustering/rounds.h"
 #include "clustering/single.h"
@@ -19,23 +20,17 @@ namespace py = pybind11;
 
 namespace {
 
-void raise_pending_signal() {
-  py::gil_scoped_acquire acquire;
-  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-}
-
-std::vector<Merge> merges_of(Points points, Method method, Metric metric, double threshold, ThreadPool& pool) {
-  const std::function<void()> poll = raise_pending_signal;
+std::vector<Merge> merges_of(Points points, Method method, Metric metric, double threshold, ThreadPool& pool,
+                             Monitor& monitor) {
   if (points.n < 2) return {};
-  if (method == Method::single) return spanning_tree(points, metric, threshold, pool, poll);
-  std::vector<int32_t> ids = points.ids;
-  std::unique_ptr<Space> space;
-  if (method == Method::ward || (method == Method::average && metric == Metric::cosine)) {
-    space = std::make_unique<CentroidSpace>(std::move(points), method, pool);
-  } else {
-    space = std::make_unique<MatrixSpace>(std::move(points), method, metric, pool);
+  if (method == Method::single && metric != Metric::manhattan) {
+    monitor.stats.algorithm = "boruvka";
+    return spanning_tree(points, metric, threshold, pool, monitor);
   }
-  return reciprocal_rounds(*space, std::move(ids), threshold, poll);
+  if (!has_centroids(method, metric)) return matrix_linkage(points, method, metric, threshold, pool, monitor);
+  std::vector<int32_t> ids = points.ids;
+  CentroidSpace space(std::move(points), method, metric, pool, monitor);
+  return reciprocal_rounds(space, std::move(ids), threshold, monitor);
 }
 
 template <typename T>
@@ -48,21 +43,55 @@ py::array_t<T> to_numpy(const std::vector<T>& values, std::vector<py::ssize_t> s
 }  // namespace
 
 template <typename Scalar>
-py::array_t<double> linkage(const py::array_t<Scalar, py::array::c_style>& rows, Method method, Metric metric,
-                            double threshold, int n_threads) {
+py::tuple linkage(const py::array_t<Scalar, py::array::c_style>& rows, Method method, Metric metric, double threshold,
+                  int n_threads, const py::object& progress) {
+  if (method == Method::ward && (metric == Metric::sqeuclidean || metric == Metric::manhattan)) {
+    throw std::invalid_argument("metric: expected 'euclidean' or 'cosine' with method='ward'");
+  }
   const auto n = static_cast<size_t>(rows.shape(0)), d = static_cast<size_t>(rows.shape(1));
   const Scalar* data = rows.data();
+  Monitor monitor(python_report(progress));
+  monitor.begin("scan", n);
   std::vector<double> z;
   {
     py::gil_scoped_release release;
-    ThreadPool pool(n_threads);
+    ThreadPool pool(n_threads, [&monitor] { monitor.poll(); });
     Points points = prepare_points(data, n, d, metric, pool);
+    monitor.stats.n = points.n;
+    monitor.stats.duplicates = n - points.n;
+    monitor.stats.n_threads = n_threads;
     std::vector<Merge> merges = std::move(points.merges);
-    const std::vector<Merge> more = merges_of(std::move(points), method, metric, threshold, pool);
+    const std::vector<Merge> more = merges_of(std::move(points), method, metric, threshold, pool, monitor);
     merges.insert(merges.end(), more.begin(), more.end());
     z = linkage_matrix(std::move(merges), n, threshold);
+    monitor.stats.merges = z.size() / 4;
+    monitor.finish(n - 1);
   }
-  return to_numpy(z, {static_cast<py::ssize_t>(z.size() / 4), 4});
+  return py::make_tuple(to_numpy(z, {static_cast<py::ssize_t>(z.size() / 4), 4}), stats_dict(monitor.stats));
+}
+
+template <typename Scalar>
+py::tuple linkage_precomputed(const py::array_t<Scalar, py::array::c_style>& condensed, size_t n, Method method,
+                              double threshold, int n_threads, const py::object& progress) {
+  if (n > size_t{1} << 31 || static_cast<size_t>(condensed.size()) != triangle_offset(n)) {
+    throw std::invalid_argument("condensed: expected n (n - 1) / 2 distances of n = " + std::to_string(n) +
+                                " points, got " + std::to_string(condensed.size()));
+  }
+  const Scalar* data = condensed.data();
+  Monitor monitor(python_report(progress));
+  monitor.begin("scan", n);
+  std::vector<double> z;
+  {
+    py::gil_scoped_release release;
+    ThreadPool pool(n_threads, [&monitor] { monitor.poll(); });
+    monitor.stats.n = n;
+    monitor.stats.n_threads = n_threads;
+    monitor.begin("scan", n);
+    z = linkage_matrix(precomputed_linkage(data, n, method, threshold, pool, monitor), n, threshold);
+    monitor.stats.merges = z.size() / 4;
+    monitor.finish(n - 1);
+  }
+  return py::make_tuple(to_numpy(z, {static_cast<py::ssize_t>(z.size() / 4), 4}), stats_dict(monitor.stats));
 }
 
 py::array_t<int64_t> cut(const py::array_t<double, py::array::c_style>& z, size_t n_merges, size_t n) {
@@ -75,7 +104,14 @@ py::array_t<int64_t> cut(const py::array_t<double, py::array::c_style>& z, size_
   return to_numpy(labels, {static_cast<py::ssize_t>(n)});
 }
 
-template py::array_t<double> linkage(const py::array_t<float, py::array::c_style>&, Method, Metric, double, int);
-template py::array_t<double> linkage(const py::array_t<double, py::array::c_style>&, Method, Metric, double, int);
+template py::tuple linkage(const py::array_t<float, py::array::c_style>&, Method, Metric, double, int,
+                           const py::object&);
+template py::tuple linkage(const py::array_t<double, py::array::c_style>&, Method, Metric, double, int,
+                           const py::object&);
+
+template py::tuple linkage_precomputed(const py::array_t<float, py::array::c_style>&, size_t, Method, double, int,
+                                       const py::object&);
+template py::tuple linkage_precomputed(const py::array_t<double, py::array::c_style>&, size_t, Method, double, int,
+                                       const py::object&);
 
 }  // namespace hiexp::clustering

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <unordered_map>
@@ -131,6 +132,12 @@ Points prepare_points(const Scalar* data, size_t n, size_t d, Metric metric, Thr
   });
   collapse_duplicates(points, pool);
   if (points.n > 0) shift_and_scale(points, pool);
+  // No distance exceeds 2^(exponent + 1), no mean of squares four times that square.
+  if (metric == Metric::sqeuclidean && 2 * points.exponent + 4 > std::numeric_limits<double>::max_exponent) {
+    throw std::invalid_argument(
+        "X: expected rows whose squared distances do not overflow float64, got values around 2^" +
+        std::to_string(points.exponent));
+  }
   return points;
 }
 

@@ -23,7 +23,8 @@ struct Points {
   const double* row(size_t i) const { return rows.data() + i * d; }
 };
 
-// Throws std::invalid_argument for a NaN, an infinity, or a zero row under cosine, naming the row.
+// Throws std::invalid_argument for a NaN, an infinity, or a zero row under cosine, naming the row; for squared
+// distances that may overflow under sqeuclidean.
 template <typename Scalar>
 Points prepare_points(const Scalar* data, size_t n, size_t d, Metric metric, ThreadPool& pool);
 

@@ -6,7 +6,7 @@
 //   certified  its nearest neighbour is known
 //   stale      the neighbour merged; what the space still knows may be enough
 //   open       only a scan can tell. Scans are by demand: only where a certified cluster points to.
-// Pairs are recognised by value (the neighbour's own smallest cost equals ours), so ties cannot close a cycle.
+// Pairs are recognised by value too (the neighbour's own smallest cost equals ours), so ties cannot close a cycle.
 // When scans pay badly (many scans, few merges: chains and stars), one cluster at a time is scanned along a single
 // chain of nearest neighbours, which needs about three scans a merge. So all scans together stay linear in the number
 // of merges.
@@ -29,17 +29,19 @@ constexpr size_t kScansPerMerge = 8;
 
 class Rounds {
  public:
-  Rounds(Space& space, std::vector<int32_t> ids, double threshold)
+  Rounds(Space& space, std::vector<int32_t> ids, double threshold, Monitor& monitor)
       : space_(space),
         ids_(std::move(ids)),
         threshold_(threshold),
+        monitor_(monitor),
         state_(ids_.size(), State::open),
         nearest_(ids_.size(), Neighbour{-1, 0.0}),
         alive_(ids_.size()) {}
 
-  std::vector<Merge> run(const std::function<void()>& poll) {
+  std::vector<Merge> run() {
     while (alive_ > 1) {
-      poll();
+      monitor_.poll();
+      ++monitor_.stats.rounds;
       update(slots_in(State::stale), false);
       retire();
       std::vector<Pair> pairs = reciprocal_pairs();
@@ -52,6 +54,7 @@ class Rounds {
         if (pairs.empty() && rows.empty()) pairs = cheapest_edge();
       }
       merge(pairs);
+      monitor_.advance(pairs.size());
       compact();
     }
     return std::move(merges_);
@@ -99,7 +102,9 @@ class Rounds {
     for (size_t i = 0; i < state_.size(); ++i) {
       if (state_[i] != State::certified || nearest_[i].slot < 0 || taken[i]) continue;
       const auto j = static_cast<size_t>(nearest_[i].slot);
-      if (taken[j] || state_[j] != State::certified || nearest_[j].cost != nearest_[i].cost) continue;
+      if (taken[j] || state_[j] != State::certified) continue;
+      const bool tied = space_.exact_costs() && nearest_[j].cost == nearest_[i].cost;
+      if (nearest_[j].slot != static_cast<int32_t>(i) && !tied) continue;
       taken[i] = taken[j] = true;
       pairs.push_back({static_cast<int32_t>(std::min(i, j)), static_cast<int32_t>(std::max(i, j)), nearest_[i].cost});
     }
@@ -152,9 +157,10 @@ class Rounds {
            state_[static_cast<size_t>(nearest_[i].slot)] == State::open;
   }
 
-  void merge(const std::vector<Pair>& pairs) {
+  void merge(std::vector<Pair>& pairs) {
     merged_since_scan_ += pairs.size();
     if (pairs.empty()) return;
+    space_.settle(pairs);
     std::vector<bool> touched(state_.size(), false);
     for (const Pair& pair : pairs) {
       const auto a = static_cast<size_t>(pair.keep), b = static_cast<size_t>(pair.drop);
@@ -199,6 +205,7 @@ class Rounds {
   Space& space_;
   std::vector<int32_t> ids_;
   double threshold_;
+  Monitor& monitor_;
   std::vector<State> state_;
   std::vector<Neighbour> nearest_;
   size_t alive_;
@@ -209,9 +216,8 @@ class Rounds {
 
 }  // namespace
 
-std::vector<Merge> reciprocal_rounds(Space& space, std::vector<int32_t> ids, double threshold,
-                                     const std::function<void()>& poll) {
-  return Rounds(space, std::move(ids), threshold).run(poll);
+std::vector<Merge> reciprocal_rounds(Space& space, std::vector<int32_t> ids, double threshold, Monitor& monitor) {
+  return Rounds(space, std::move(ids), threshold, monitor).run();
 }
 
 }  // namespace hiexp::clustering

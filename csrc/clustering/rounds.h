@@ -2,18 +2,16 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 #include "clustering/method.h"
+#include "clustering/monitor.h"
 #include "clustering/space.h"
 
 namespace hiexp::clustering {
 
 // Merges in an order in which children come before parents; leaves are named by `ids` (one per slot). Merges at a
-// height of `threshold` or more are left out (some may be there: the caller cuts exactly). `poll` runs now and then and
-// may throw.
-std::vector<Merge> reciprocal_rounds(Space& space, std::vector<int32_t> ids, double threshold,
-                                     const std::function<void()>& poll);
+// height of `threshold` or more are left out (some may be there: the caller cuts exactly).
+std::vector<Merge> reciprocal_rounds(Space& space, std::vector<int32_t> ids, double threshold, Monitor& monitor);
 
 }  // namespace hiexp::clustering

@@ -5,8 +5,8 @@
 
 namespace hiexp::clustering {
 
-ThreadPool::ThreadPool(int n_threads) {
-  for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this] { work(); });
+ThreadPool::ThreadPool(int n_threads, std::function<void()> poll) : poll_(std::move(poll)) {
+  for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this, i] { work(static_cast<size_t>(i)); });
 }
 
 ThreadPool::~ThreadPool() {
@@ -19,21 +19,24 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::run(size_t n_tasks, const std::function<void(size_t)>& body) {
-  if (workers_.empty() || n_tasks <= 1) {
-    for (size_t task = 0; task < n_tasks; ++task) body(task);
-    return;
-  }
+  run_lanes(n_tasks, [&](size_t task, size_t) { body(task); });
+}
+
+void ThreadPool::run_lanes(size_t n_tasks, const std::function<void(size_t, size_t)>& body) {
+  const bool alone = workers_.empty() || n_tasks <= 1;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     body_ = &body;
     n_tasks_ = n_tasks;
     next_ = 0;
-    busy_ = workers_.size();
     error_ = nullptr;
-    ++generation_;
+    if (!alone) {
+      busy_ = workers_.size();
+      ++generation_;
+    }
   }
-  start_.notify_all();
-  take_tasks();
+  if (!alone) start_.notify_all();
+  take_tasks(0);
   std::unique_lock<std::mutex> lock(mutex_);
   done_.wait(lock, [this] { return busy_ == 0; });
   if (error_) std::rethrow_exception(error_);
@@ -43,7 +46,7 @@ void ThreadPool::run_ranges(size_t n, size_t grain, const std::function<void(siz
   run((n + grain - 1) / grain, [&](size_t task) { body(task * grain, std::min(n, (task + 1) * grain)); });
 }
 
-void ThreadPool::work() {
+void ThreadPool::work(size_t lane) {
   uint64_t seen = 0;
   std::unique_lock<std::mutex> lock(mutex_);
   while (true) {
@@ -51,16 +54,17 @@ void ThreadPool::work() {
     if (stop_) return;
     seen = generation_;
     lock.unlock();
-    take_tasks();
+    take_tasks(lane);
     lock.lock();
     if (--busy_ == 0) done_.notify_one();
   }
 }
 
-void ThreadPool::take_tasks() {
+void ThreadPool::take_tasks(size_t lane) {
   for (size_t task = next_++; task < n_tasks_; task = next_++) {
     try {
-      (*body_)(task);
+      (*body_)(task, lane);
+      if (lane == 0 && poll_) poll_();
     } catch (...) {
       std::lock_guard<std::mutex> lock(mutex_);
       if (!error_) error_ = std::current_exception();
