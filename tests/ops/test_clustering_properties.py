@@ -1,7 +1,7 @@
 """The exactness of hiexp.linkage as properties over thousands of random and adversarial inputs.
 
-The oracle (reference_clustering) recomputes every distance from the definitions in extended precision, so it accepts any
-order of ties and nothing else. Rounding that is allowed, with s the largest height of the full tree:
+The oracle (reference_clustering) recomputes every distance from the definitions in extended precision, so it accepts
+any order of ties and nothing else. Rounding that is allowed, with s the largest height of the full tree:
 
     single, complete          1e-13 of the height: every height is one distance of two input rows
     average, weighted over    1e-13 of the height: means of positive distances
