@@ -105,7 +105,8 @@ def _distances(rows_a: np.ndarray, rows_b: np.ndarray, metric: str) -> np.ndarra
         return sums
     squares: np.ndarray = (differences**2).sum(axis=2)
     if metric == "euclidean":
-        return np.sqrt(squares)
+        roots: np.ndarray = np.sqrt(squares)
+        return roots
     # For unit vectors 1 - <u, v> = |u - v|^2 / 2, without the cancellation.
     return squares / 2 if metric == "cosine" else squares
 
