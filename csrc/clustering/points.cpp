@@ -84,31 +84,54 @@ void collapse_duplicates(Points& points, ThreadPool& pool) {
   points.rows.resize(kept * points.d);
 }
 
-// Middle of the values of each coordinate where subtracting it is exact, else 0.
-std::vector<double> exact_shift(const Points& points) {
-  std::vector<double> low(points.row(0), points.row(0) + points.d), high = low;
-  for (size_t i = 1; i < points.n; ++i) {
-    for (size_t k = 0; k < points.d; ++k) {
-      low[k] = std::min(low[k], points.row(i)[k]);
-      high[k] = std::max(high[k], points.row(i)[k]);
+// Folds fixed blocks of rows by fold(block's accumulator, row), so that results do not depend on the threads.
+template <typename Accumulator, typename Fold>
+std::vector<Accumulator> fold_blocks(size_t n, const Accumulator& start, ThreadPool& pool, const Fold& fold) {
+  constexpr size_t kRows = 512;
+  std::vector<Accumulator> blocks((n + kRows - 1) / kRows, start);
+  pool.run_ranges(n, kRows, [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) fold(blocks[begin / kRows], i);
+  });
+  return blocks;
+}
+
+struct Extent {
+  std::vector<double> low, high;
+
+  void include(const double* other_low, const double* other_high) {
+    for (size_t k = 0; k < low.size(); ++k) {
+      low[k] = std::min(low[k], other_low[k]);
+      high[k] = std::max(high[k], other_high[k]);
     }
   }
-  for (size_t k = 0; k < points.d; ++k) {
-    const double small = std::min(std::abs(low[k]), std::abs(high[k]));
-    const double large = std::max(std::abs(low[k]), std::abs(high[k]));
-    const bool exact = (low[k] > 0.0 || high[k] < 0.0) && large / 2 <= small;
-    low[k] = exact ? low[k] / 2 + high[k] / 2 : 0.0;
+};
+
+// Middle of the values of each coordinate where subtracting it is exact, else 0.
+std::vector<double> exact_shift(const Points& points, ThreadPool& pool) {
+  const std::vector<double> first(points.row(0), points.row(0) + points.d);
+  Extent all{first, first};
+  const auto fold = [&](Extent& extent, size_t i) { extent.include(points.row(i), points.row(i)); };
+  for (const Extent& extent : fold_blocks(points.n, all, pool, fold)) {
+    all.include(extent.low.data(), extent.high.data());
   }
-  return low;
+  std::vector<double> shift(points.d);
+  for (size_t k = 0; k < points.d; ++k) {
+    const double low = all.low[k], high = all.high[k];
+    const double small = std::min(std::abs(low), std::abs(high)), large = std::max(std::abs(low), std::abs(high));
+    const bool exact = (low > 0.0 || high < 0.0) && large / 2 <= small;
+    shift[k] = exact ? low / 2 + high / 2 : 0.0;
+  }
+  return shift;
 }
 
 void shift_and_scale(Points& points, ThreadPool& pool) {
-  const std::vector<double> shift = exact_shift(points);
+  const std::vector<double> shift = exact_shift(points, pool);
   double largest = 0.0;
-  for (size_t i = 0; i < points.n; ++i) {
+  const auto fold = [&](double& block_largest, size_t i) {
     double* row = points.rows.data() + i * points.d;
-    for (size_t k = 0; k < points.d; ++k) largest = std::max(largest, std::abs(row[k] -= shift[k]));
-  }
+    for (size_t k = 0; k < points.d; ++k) block_largest = std::max(block_largest, std::abs(row[k] -= shift[k]));
+  };
+  for (const double block_largest : fold_blocks(points.n, 0.0, pool, fold)) largest = std::max(largest, block_largest);
   if (largest == 0.0) return;
   // 2^exponent is at least the largest norm, so squares stay inside the float32 range.
   points.exponent = std::ilogb(largest) + 1 + (std::ilogb(static_cast<double>(points.d)) + 2) / 2;
@@ -141,10 +164,13 @@ Points prepare_points(const Scalar* data, size_t n, size_t d, Metric metric, Thr
   return points;
 }
 
-std::vector<double> mean_row(const Points& points) {
+std::vector<double> mean_row(const Points& points, ThreadPool& pool) {
   std::vector<double> mean(points.d, 0.0);
-  for (size_t i = 0; i < points.n; ++i) {
-    for (size_t k = 0; k < points.d; ++k) mean[k] += points.row(i)[k] / static_cast<double>(points.n);
+  const auto fold = [&](std::vector<double>& sum, size_t i) {
+    for (size_t k = 0; k < points.d; ++k) sum[k] += points.row(i)[k];
+  };
+  for (const std::vector<double>& sum : fold_blocks(points.n, mean, pool, fold)) {
+    for (size_t k = 0; k < points.d; ++k) mean[k] += sum[k] / static_cast<double>(points.n);
   }
   return mean;
 }

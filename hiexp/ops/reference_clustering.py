@@ -1,7 +1,7 @@
 """Agglomerative clustering straight from the definitions: the slow, obvious oracle of ``hiexp.linkage``.
 
-Nothing is updated from earlier results: after every merge the distances of the new cluster are computed from its members
-and the input, in extended precision where the platform has it. O(n^3) time; for n up to a few hundred.
+Nothing is updated from earlier results: after every merge the distances of the new cluster are computed from its
+members and the input, in extended precision where the platform has it. O(n^3) time; for n up to a few hundred.
 """
 
 from __future__ import annotations
