@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import textwrap
@@ -250,7 +249,6 @@ def test_interrupt_stops_the_run(method, n):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True)
     assert done.stdout.split() == ["stopped", "1", "scan"], done.stderr
-    assert signal.getsignal(signal.SIGINT) is not None
 
 
 # Bad cases must stay a small number of passes over all pairs: counters, so that no test depends on the machine.
@@ -260,8 +258,8 @@ BAD = {
     "geometric": lambda: np.column_stack([np.ones(800), 1.3 ** np.arange(800)]),
     "growing gaps": lambda: np.cumsum(1 + np.arange(2000) / 2000)[:, None] + [[0.0, 1e3]],
     "integer line": lambda: np.column_stack([np.ones(2000), np.arange(2000.0)]),
-    "dense plane": lambda: normal(np.random.default_rng(0), 4000, 2),
-    "dense, d = 8": lambda: normal(np.random.default_rng(0), 4000, 8),
+    "dense plane": lambda: normal(np.random.default_rng(0), 2500, 2),
+    "dense, d = 8": lambda: normal(np.random.default_rng(0), 2500, 8),
 }
 
 
