@@ -89,10 +89,10 @@ constexpr int64_t kNone = INT64_MAX;  // no such row, in the notes of threads an
 
 // Scratch memory of the table path, carved out of one allocation.
 struct Workspace {
-  Accumulator* groups;   // (rows + 1): of a group at the row that claimed its label; the last one of the whole batch
+  Accumulator* groups;   // (rows + 1): one a group, the last one of the whole batch
   int64_t* block_notes;  // (blocks, 3)
   int32_t* table;        // (capacity): open addressing, the row that claimed a label, -1 empty
-  int32_t* claimed;      // (rows): the row that claimed this row's label
+  int32_t* group_of;     // (rows): index of the row's group in `groups`
   int64_t capacity;      // a power of two, at least twice the rows
 };
 

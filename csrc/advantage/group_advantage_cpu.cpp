@@ -31,29 +31,43 @@ bool score_runs(const Batch<Real>& batch, const Options& options, const Result<R
   return true;
 }
 
+// Numbers the groups in the order of their first rows, so that their accumulators lie side by side.
+void number_groups(const Labels& labels, int64_t rows, const Workspace& workspace) {
+  std::fill_n(workspace.table, workspace.capacity, -1);
+  int32_t groups = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    // Rollouts of one group often lie side by side: then the table is asked once.
+    const int64_t owner = starts_run(labels, row) ? claim(SerialSwap{}, labels, row, workspace) : row - 1;
+    if (owner == row) workspace.groups[groups] = empty_accumulator();
+    workspace.group_of[row] = owner == row ? groups++ : workspace.group_of[owner];
+  }
+}
+
+// One pass over the rows, with the accumulator of a later row on its way from memory: scattered labels miss every
+// cache.
+template <typename Real, typename Pass>
+void for_each_row(const Batch<Real>& batch, const Workspace& workspace, bool with_batch, const Pass& pass) {
+  constexpr int64_t kAhead = 16;
+  for (int64_t row = 0; row < batch.rows; ++row) {
+    if (row + kAhead < batch.rows) __builtin_prefetch(&workspace.groups[workspace.group_of[row + kAhead]], 1);
+    pass(&workspace.groups[workspace.group_of[row]], row);
+    if (with_batch) pass(&workspace.groups[batch.rows], row);
+  }
+}
+
 // The three passes over the groups; the same over the whole batch where its deviation is asked for.
 template <typename Real>
-double fill_table(const Batch<Real>& batch, const Options& options, const Workspace& workspace) {
+double accumulate(const Batch<Real>& batch, const Options& options, const Workspace& workspace) {
   const SerialAdd add;
-  std::fill_n(workspace.table, workspace.capacity, -1);
-  Accumulator& whole = workspace.groups[batch.rows] = empty_accumulator();
   const bool with_batch = options.scale == Scale::kBatch;
-  for (int64_t row = 0; row < batch.rows; ++row) {
-    // Rollouts of one group often lie side by side: then the table is asked once.
-    workspace.claimed[row] =
-        starts_run(batch.labels, row) ? claim(SerialSwap{}, batch.labels, row, workspace) : workspace.claimed[row - 1];
-    add_extent(add, &workspace.groups[workspace.claimed[row]], row, batch.rewards[row]);
-    if (with_batch) add_extent(add, &whole, row, batch.rewards[row]);
-  }
-  for (int64_t row = 0; row < batch.rows; ++row) {
-    add_position(add, &workspace.groups[workspace.claimed[row]], batch.rewards[row]);
-    if (with_batch) add_position(add, &whole, batch.rewards[row]);
-  }
-  for (int64_t row = 0; row < batch.rows; ++row) {
-    add_square(add, &workspace.groups[workspace.claimed[row]], batch.rewards[row]);
-    if (with_batch) add_square(add, &whole, batch.rewards[row]);
-  }
-  return moments_of(whole, options.ddof).deviation;
+  workspace.groups[batch.rows] = empty_accumulator();
+  for_each_row(batch, workspace, with_batch,
+               [&](Accumulator* group, int64_t row) { add_extent(add, group, row, batch.rewards[row]); });
+  for_each_row(batch, workspace, with_batch,
+               [&](Accumulator* group, int64_t row) { add_position(add, group, batch.rewards[row]); });
+  for_each_row(batch, workspace, with_batch,
+               [&](Accumulator* group, int64_t row) { add_square(add, group, batch.rewards[row]); });
+  return moments_of(workspace.groups[batch.rows], options.ddof).deviation;
 }
 
 template <typename Real>
@@ -62,10 +76,11 @@ void score_by_table(const Batch<Real>& batch, const Options& options, const Resu
   const auto release = [](void* memory) { ::operator delete(memory, kLine); };
   const std::unique_ptr<void, decltype(release)> memory(::operator new(workspace_bytes(batch.rows, 0), kLine), release);
   const Workspace workspace = carve(memory.get(), batch.rows, 0);
-  const double batch_deviation = fill_table(batch, options, workspace);
-  for (int64_t row = 0; row < batch.rows; ++row) {
+  number_groups(batch.labels, batch.rows, workspace);
+  const double batch_deviation = accumulate(batch, options, workspace);
+  for_each_row(batch, workspace, false, [&](Accumulator*, int64_t row) {
     write_row_from_table(batch, row, workspace, batch_deviation, options, result);
-  }
+  });
 }
 
 template <typename Real>

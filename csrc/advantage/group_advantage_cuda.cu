@@ -109,11 +109,11 @@ __device__ void for_each_row(const Batch<Real>& batch, const Workspace& workspac
   for (int64_t row = grid_thread(); row - threadIdx.x % kWarp < batch.rows; row += grid_threads()) {
     const bool valid = row < batch.rows;
     const bool whole_warp = __all_sync(kAllLanes, valid);
-    const int32_t owner = valid ? workspace.claimed[row] : -1;
-    const bool together = whole_warp && __all_sync(kAllLanes, owner == __shfl_sync(kAllLanes, owner, 0));
+    const int32_t group = valid ? workspace.group_of[row] : -1;
+    const bool together = whole_warp && __all_sync(kAllLanes, group == __shfl_sync(kAllLanes, group, 0));
     if (!valid) continue;
     const double reward = batch.rewards[row];
-    pass(AtomicAdd{together}, &workspace.groups[owner], row, reward);
+    pass(AtomicAdd{together}, &workspace.groups[group], row, reward);
     if (with_batch) pass(AtomicAdd{whole_warp}, &workspace.groups[batch.rows], row, reward);
   }
 }
@@ -123,7 +123,8 @@ __device__ void score_by_table(const cg::grid_group& grid, const Batch<Real>& ba
                                const Result<Real>& result, const Workspace& workspace) {
   const bool with_batch = options.scale == Scale::kBatch;
   for (int64_t row = grid_thread(); row < batch.rows; row += grid_threads()) {
-    workspace.claimed[row] = claim(AtomicSwap{}, batch.labels, row, workspace);
+    workspace.group_of[row] = claim(AtomicSwap{}, batch.labels, row, workspace);
+    if (workspace.group_of[row] == row) workspace.groups[row] = empty_accumulator();
   }
   grid.sync();
   for_each_row(batch, workspace, with_batch, [](const AtomicAdd& add, Accumulator* group, int64_t row, double reward) {

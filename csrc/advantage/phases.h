@@ -62,8 +62,7 @@ HIEXP_HOST_DEVICE inline uint64_t mix(uint64_t bits) {
   return bits ^ bits >> 31;
 }
 
-// The row that stands for this row's label. Which one wins depends on timing; nothing that is stored does. Whoever
-// claims a label prepares its accumulator.
+// The row that stands for this row's label. Which one wins depends on timing; no result does.
 // `Swap`: compare-and-swap on a table entry from -1, returns what was there.
 template <typename Swap>
 HIEXP_HOST_DEVICE int32_t claim(const Swap& swap, const Labels& labels, int64_t row, const Workspace& workspace) {
@@ -71,10 +70,7 @@ HIEXP_HOST_DEVICE int32_t claim(const Swap& swap, const Labels& labels, int64_t 
   const auto last = static_cast<uint64_t>(workspace.capacity - 1);
   for (uint64_t slot = mix(static_cast<uint64_t>(label)) & last;; slot = (slot + 1) & last) {
     const int32_t owner = swap(workspace.table + slot, static_cast<int32_t>(row));
-    if (owner < 0) {
-      workspace.groups[row] = empty_accumulator();
-      return static_cast<int32_t>(row);
-    }
+    if (owner < 0) return static_cast<int32_t>(row);
     if (labels[owner] == label) return owner;
   }
 }
@@ -83,7 +79,7 @@ template <typename Real>
 HIEXP_HOST_DEVICE void write_row_from_table(const Batch<Real>& batch, int64_t row, const Workspace& workspace,
                                             double batch_deviation, const Options& options,
                                             const Result<Real>& result) {
-  const Accumulator& group = workspace.groups[workspace.claimed[row]];
+  const Accumulator& group = workspace.groups[workspace.group_of[row]];
   write_row(batch, row, moments_of(group, options.ddof), group.first == row, batch_deviation, options, result);
 }
 
