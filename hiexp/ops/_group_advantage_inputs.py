@@ -22,6 +22,11 @@ class Tokens(NamedTuple):
     shape: tuple[int, ...] | None
 
 
+def dtype_name(value: Any) -> str:
+    """Such as ``int32``, for numpy (in any byte order) and torch alike."""
+    return str(value.dtype).removeprefix("torch.") if is_tensor(value) else str(value.dtype.name)
+
+
 def as_rewards(value: Any) -> tuple[Any, bool]:
     """(N,) float32 or float64 without gradient, and whether the results are to be made float32.
 
@@ -31,13 +36,14 @@ def as_rewards(value: Any) -> tuple[Any, bool]:
     value = _as_array("rewards", value)
     narrow = False
     if is_tensor(value):
-        torch = require("torch", "train", "hiexp.group_advantage")
         if value.is_complex():
             raise TypeError(f"rewards: expected real numbers, got {describe(value)}")
         value = value.detach()
         narrow = not value.is_floating_point()
-        if value.dtype not in (torch.float32, torch.float64):
-            value = value.double() if narrow else value.float()
+        if narrow:
+            value = value.double()
+        elif value.dtype.itemsize < 4:
+            value = value.float()
     else:
         if value.dtype.kind not in "fiub":
             raise TypeError(f"rewards: expected real numbers, got {describe(value)}")
@@ -55,7 +61,7 @@ def as_labels(value: Any, rewards: Any) -> Any:
     """(N,) labels of the kind and on the device of ``rewards``; any integer type the native code reads."""
     empty = not hasattr(value, "dtype") and len(np.shape(value)) == 1 and len(value) == 0
     labels = _to_kind("group_ids", np.empty(0, np.int64) if empty else _as_array("group_ids", value), rewards)
-    name = str(labels.dtype).removeprefix("torch.")
+    name = dtype_name(labels)
     if "int" not in name and name != "bool":
         raise TypeError(f"group_ids: expected integer labels, got {describe(labels)}")
     check_shape("group_ids", labels, (rewards.shape[0],), "one label a reward")
@@ -136,12 +142,12 @@ def _to_kind(name: str, value: Any, like: Any) -> Any:
     """``value`` as an array, or as a tensor on the device of ``like``."""
     if not is_tensor(like):
         return value.detach().cpu().numpy() if is_tensor(value) else value
-    torch = require("torch", "train", "hiexp.group_advantage")
     if is_tensor(value):
         return value.detach().to(like.device)
     if value.dtype.kind not in "biuf":
         expected = "integer labels" if name == "group_ids" else "numbers"
         raise TypeError(f"{name}: expected {expected}, got {describe(value)}")
+    torch = require("torch", "train", "hiexp.group_advantage")
     native = np.require(value, value.dtype.newbyteorder("="), ["C", "A", "W"])
     return torch.from_numpy(native).to(like.device)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from hiexp._extras import require
 from hiexp.ops._checks import is_tensor
-from hiexp.ops._group_advantage_inputs import Tokens, check_notes
+from hiexp.ops._group_advantage_inputs import Tokens, check_notes, dtype_name
 
 Outputs = tuple[Any, ...]  # advantages, zero_variance, mean, std, counts (N,); token advantages (total,); notes (2,)
 
@@ -88,10 +88,10 @@ def _arguments(
     advantages, zero_variance, mean, std, counts, spread, notes = map(_address, outputs)
     native_tokens = native.AdvantageTokens(
         _address(tokens.offsets), tokens.width, tokens.total, _address(mask),
-        1 if mask is None else mask.dtype.itemsize, mask is not None and "float" in str(mask.dtype),
+        1 if mask is None else mask.dtype.itemsize, mask is not None and "float" in dtype_name(mask),
     )  # fmt: skip
     arguments = (
-        _address(rewards), _address(labels), str(labels.dtype).removeprefix("torch."), rows, native_tokens,
+        _address(rewards), _address(labels), dtype_name(labels), rows, native_tokens,
         native.AdvantageOptions(**dict(zip(("baseline", "scale", "ddof", "eps", "singleton"), options, strict=True))),
         advantages, zero_variance, mean, std, counts, spread, notes,
     )  # fmt: skip
