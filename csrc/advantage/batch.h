@@ -73,7 +73,7 @@ struct Batch {
   Tokens tokens;
 };
 
-// Statistics of a group stand at its first row; all other rows have count -1 there.
+// Statistics of a group stand at its first row; all other rows have count -1 and zeros there.
 template <typename Real>
 struct Result {
   Real* advantages;  // (rows)

@@ -34,9 +34,8 @@ HIEXP_HOST_DEVICE void write_row(const Batch<Real>& batch, int64_t row, const Mo
   result.advantages[row] = usable ? static_cast<Real>(advantage(reward, group, batch_deviation, options)) : Real{0};
   result.degenerate[row] = !usable || is_degenerate(group, options);
   result.count[row] = is_first ? static_cast<int32_t>(group.count) : -1;
-  if (!is_first) return;
-  result.mean[row] = static_cast<Real>(mean_of(group));
-  result.std[row] = static_cast<Real>(group.deviation);
+  result.mean[row] = is_first ? static_cast<Real>(mean_of(group)) : Real{0};
+  result.std[row] = is_first ? static_cast<Real>(group.deviation) : Real{0};
 }
 
 template <typename Real>

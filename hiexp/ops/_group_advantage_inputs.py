@@ -112,7 +112,7 @@ def check_notes(notes: Any, rewards: Any, tokens: Tokens, *, finite: bool) -> No
     if not finite and tokens.offsets is None:
         return
     row, offset = notes.tolist()
-    if offset >= 0:
+    if offset >= 0 and tokens.offsets is not None:
         if tokens.mask is not None:
             check_shape("token_mask", tokens.mask, (int(tokens.offsets[-1]),), "one entry a packed token")
         check_offsets("cu_seqlens", tokens.offsets, None, tokens.total)

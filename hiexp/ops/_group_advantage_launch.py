@@ -39,7 +39,8 @@ def launch_torch(rewards: Any, labels: Any, tokens: Tokens, options: tuple[Any, 
     if rewards.is_cuda and find_spec("hiexp._cuda") is not None:
         return _run_cuda(rewards, labels, tokens, options, finite, empty)
     # Without hiexp._cuda the rewards of a GPU visit the CPU: a few kilobytes, and `hiexp doctor` says so.
-    moved = Tokens(*(value.cpu() if is_tensor(value) else value for value in tokens))
+    offsets, mask = (None if value is None else value.cpu() for value in (tokens.offsets, tokens.mask))
+    moved = tokens._replace(offsets=offsets, mask=mask)
     outputs = launch_torch(rewards.cpu(), labels.cpu(), moved, options, finite=finite)
     return tuple(output.to(rewards.device) for output in outputs)
 
