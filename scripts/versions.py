@@ -5,7 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
-PACKAGES = ("hiexp", "torch", "triton", "trl", "verl", "liger-kernel", "cut-cross-entropy", "quack-kernels", "cuml-cu13")
+PACKAGES = (
+    "hiexp",
+    "torch",
+    "triton",
+    "trl",
+    "verl",
+    "liger-kernel",
+    "cut-cross-entropy",
+    "quack-kernels",
+    "cuml-cu13",
+)
 
 
 def versions() -> str:
