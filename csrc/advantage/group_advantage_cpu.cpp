@@ -11,6 +11,9 @@
 namespace hiexp::advantage {
 namespace {
 
+// Rows between asking memory for something and using it: scattered labels miss every cache.
+constexpr int64_t kAhead = 16;
+
 struct SerialSwap {
   int32_t operator()(int32_t* entry, int32_t row) const {
     const int32_t before = *entry;
@@ -34,8 +37,12 @@ bool score_runs(const Batch<Real>& batch, const Options& options, const Result<R
 // Numbers the groups in the order of their first rows, so that their accumulators lie side by side.
 void number_groups(const Labels& labels, int64_t rows, const Workspace& workspace) {
   std::fill_n(workspace.table, workspace.capacity, -1);
+  const auto last = static_cast<uint64_t>(workspace.capacity - 1);
   int32_t groups = 0;
   for (int64_t row = 0; row < rows; ++row) {
+    if (row + kAhead < rows) {
+      __builtin_prefetch(workspace.table + (mix(static_cast<uint64_t>(labels[row + kAhead])) & last), 1);
+    }
     // Rollouts of one group often lie side by side: then the table is asked once.
     const int64_t owner = starts_run(labels, row) ? claim(SerialSwap{}, labels, row, workspace) : row - 1;
     if (owner == row) workspace.groups[groups] = empty_accumulator();
@@ -47,7 +54,6 @@ void number_groups(const Labels& labels, int64_t rows, const Workspace& workspac
 // cache.
 template <typename Real, typename Pass>
 void for_each_row(const Batch<Real>& batch, const Workspace& workspace, bool with_batch, const Pass& pass) {
-  constexpr int64_t kAhead = 16;
   for (int64_t row = 0; row < batch.rows; ++row) {
     if (row + kAhead < batch.rows) __builtin_prefetch(&workspace.groups[workspace.group_of[row + kAhead]], 1);
     pass(&workspace.groups[workspace.group_of[row]], row);
