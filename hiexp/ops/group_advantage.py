@@ -136,15 +136,14 @@ def group_advantage(
     rewards, narrow = as_rewards(rewards)
     labels = as_labels(group_ids, rewards)
     tokens = as_tokens(token_mask, cu_seqlens, rewards)
+    choices = tuple(options[name] for name in _GRPO)  # in the operator's order
     finite = nan == "raise"
     if is_tensor(rewards):
         from hiexp.ops._group_advantage_operator import operator
 
-        outputs = operator(
-            rewards, labels, tokens.offsets, tokens.mask, tokens.width, tokens.total, *options.values(), finite
-        )
+        outputs = operator(rewards, labels, tokens.offsets, tokens.mask, tokens.width, tokens.total, *choices, finite)
     else:
-        outputs = launch_numpy(rewards, labels, tokens, tuple(options.values()), finite=finite)
+        outputs = launch_numpy(rewards, labels, tokens, choices, finite=finite)
     advantages, zero_variance, mean, std, counts, token_advantages, notes = outputs
     spread = None if tokens.shape is None else token_advantages.reshape(tokens.shape)
     result = GroupAdvantage(advantages, zero_variance, spread, notes[0], labels, mean, std, counts)
