@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from hiexp.agent.record import Rollout
-from hiexp.ops.policy_loss import DEFAULT_AGGREGATION, policy_loss
+from hiexp.ops._policy_batch import DEFAULT_AGGREGATION
+from hiexp.ops.policy_loss import policy_loss
 from hiexp.ops.token_logprobs import token_logprobs
 from hiexp.rl.batch import MicroBatch, microbatches, packed_engine_logprobs
 from hiexp.rl.config import AlgorithmConfig

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hiexp import group_advantage, policy_loss
 from hiexp.ops import reference
-from hiexp.ops.policy_loss import DEFAULT_AGGREGATION
+from hiexp.ops._policy_batch import DEFAULT_AGGREGATION
 
 KINDS = sorted(DEFAULT_AGGREGATION)
 LN = math.log
@@ -283,7 +283,11 @@ X, ONE, OFFSETS = torch.zeros(3), torch.ones(1), torch.tensor([0, 3])
     [
         ({"logprobs": [0.0] * 3}, TypeError, "logprobs: expected a floating point torch tensor"),
         ({"logprobs": torch.zeros(1, 3)}, ValueError, "logprobs: expected a 1-D tensor of packed tokens"),
-        ({"old_logprobs": None}, TypeError, "old_logprobs: expected a floating point torch tensor .*got NoneType"),
+        ({"old_logprobs": [0.0] * 3}, TypeError, "old_logprobs: expected a floating point torch tensor .*got list"),
+        ({"clip_dual": 1.0}, ValueError, "clip_dual: expected a finite number > 1"),
+        ({"clip_dual": 3.0, "kind": "cispo"}, ValueError, "clip_dual: expected None with kind 'cispo'"),
+        ({"impl": "cuda"}, ValueError, "impl: expected one of 'torch', 'triton'"),
+        ({"impl": "triton", "logprobs": X.double()}, ValueError, 'impl: expected "torch" for float64'),
         ({"old_logprobs": torch.zeros(2)}, ValueError, r"old_logprobs: expected shape \(3,\)"),
         ({"ref_logprobs": torch.zeros(4)}, ValueError, r"ref_logprobs: expected shape \(3,\)"),
         ({"advantages": torch.zeros(2)}, ValueError, r"advantages: expected shape \(1,\), one a sequence, or \(3,\)"),
