@@ -98,27 +98,24 @@ def batches(draw):
     st.sampled_from(KINDS),
     st.sampled_from(["token", "sequence", "constant"]),
     st.sampled_from(["k1", "k2", "k3"]),
-    st.sampled_from([(0.2, 0.2), (0.1, 0.4)]),
+    st.sampled_from([(0.2, 0.2, None), (0.1, 0.4, 1.5)]),
 )
 def test_equals_the_reference(assert_close, batch, kind, aggregation, estimator, bounds):
+    """Values and gradients; the operator's derivatives are written out, the reference's are autograd's."""
     options = {
         "kind": kind, "aggregation": aggregation, "kl_estimator": estimator, "kl_coef": 0.3, "truncation": 1.5,
-        "clip_low": bounds[0], "clip_high": bounds[1], "cu_seqlens": batch["cu_seqlens"],
+        "clip_low": bounds[0], "clip_high": bounds[1], "clip_dual": None if kind == "cispo" else bounds[2],
     }  # fmt: skip
-    length = {"constant_length": 7} if aggregation == "constant" else {}
-    positional = ("logprobs", "old_logprobs", "advantages")
-    named = ("ref_logprobs", "engine_logprobs", "mask", "zero_variance")
-    expected = reference.policy_loss(
-        *(batch[k] for k in positional), **{k: batch[k] for k in named}, **options, **length
-    )
-    floats = {k: torch.tensor(batch[k], dtype=torch.float64) for k in (*positional, *named[:2])}
-    actual = policy_loss(
-        *(floats[k] for k in positional), ref_logprobs=floats["ref_logprobs"],
-        engine_logprobs=floats["engine_logprobs"], mask=torch.tensor(batch["mask"], dtype=torch.float64),
-        zero_variance=torch.tensor(batch["zero_variance"]),
-        **(options | length | {"cu_seqlens": torch.tensor(batch["cu_seqlens"])}),
-    )  # fmt: skip
+    options |= {"constant_length": 7} if aggregation == "constant" else {}
+    floats = {k: torch.tensor(v, dtype=torch.float64) for k, v in batch.items() if k.endswith("logprobs")}
+    arguments = {**batch, **floats, "logprobs": floats["logprobs"].requires_grad_()}
+    expected = reference.policy_loss(**arguments, **options)
+    arguments |= {k: torch.tensor(batch[k]) for k in ("mask", "cu_seqlens", "zero_variance")}
+    arguments["advantages"] = torch.tensor(batch["advantages"], dtype=torch.float64)
+    actual = policy_loss(**arguments, **options)
     assert_close(actual.loss, expected, "float64")
+    ours, theirs = (torch.autograd.grad(x, arguments["logprobs"])[0] for x in (actual.loss, expected))
+    assert_close(ours, theirs, "float64")
 
 
 @pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "dapo"])
