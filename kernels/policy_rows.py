@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-
 from hiexp.kernels import logprob_epilogue
+
 from hiexp.ops._policy_rows import RowScores
 
 # Element-wise: one program a row and BLOCK columns.

@@ -1,4 +1,4 @@
-"""The packed batch behind ``policy_loss`` and ``linear_policy_loss``: argument checks, what counts and with what weight.
+"""The packed batch behind ``policy_loss`` and ``linear_policy_loss``: argument checks, what counts, with what weight.
 
 Only shapes and types are looked at before the operators run, so that torch.compile can trace a call; what depends on
 values (offsets) is checked inside them, by :func:`pack`. Symbols: N tokens, S sequences.
@@ -53,7 +53,8 @@ class Settings:
     @staticmethod
     def of(names: list[str], numbers: list[float]) -> Settings:
         """The inverse of :meth:`flat`."""
-        return Settings(*names, *numbers)
+        kind, kl_estimator, aggregation = names
+        return Settings(kind, kl_estimator, aggregation, *numbers)
 
 
 def check_settings(
@@ -96,7 +97,7 @@ def check_settings(
 
 @dataclass(frozen=True)
 class TokenInputs:
-    """Checked tensors of one call: (N,) each of the loss's dtype, ``advantages`` (N,) or (S,), ``zero_variance`` (S,)."""
+    """Checked tensors of one call, of the loss's dtype: (N,) each, ``advantages`` (N,) or (S,), ``zero_variance`` (S,)."""
 
     old: torch.Tensor | None
     ref: torch.Tensor | None
@@ -168,7 +169,7 @@ class TokenBatch:
         """The tokens ``rows`` of it."""
         fields = (self.keep, self.scale, self.advantage, self.sequence, self.old, self.ref, self.engine,
                   self.sequence_log_ratio)  # fmt: skip
-        return TokenBatch(*(None if field is None else field[rows] for field in fields))  # type: ignore[arg-type]
+        return TokenBatch(*(None if field is None else field[rows] for field in fields))
 
 
 @dataclass(frozen=True)

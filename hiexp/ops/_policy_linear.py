@@ -64,7 +64,7 @@ class Outcome:
 
 def chunk_rows(problem: Problem) -> int:
     """R, a multiple of 16 where it can be, for aligned pointers."""
-    row_bytes = problem.weight.shape[0] * problem.accumulator.itemsize
+    row_bytes: int = problem.weight.shape[0] * problem.accumulator.itemsize
     rows = min(_MOST_ROWS, _BUDGET[problem.hidden.device.type] // row_bytes)
     return max(1, rows - rows % 16 if rows >= 16 else rows)
 
@@ -122,7 +122,8 @@ def _whole_sequences(lengths: list[int], limit: int) -> Iterator[slice]:
 
 def _fill_sequence_ratio(batch: TokenBatch, logprobs: torch.Tensor, span: slice) -> None:
     """Write the mean log ratio of every sequence of ``span`` to its tokens; ``span`` holds whole sequences."""
-    assert batch.old is not None and batch.sequence_log_ratio is not None
+    assert batch.old is not None
+    assert batch.sequence_log_ratio is not None
     _, sequence, count = torch.unique_consecutive(batch.sequence[span], return_inverse=True, return_counts=True)
     offsets = torch.nn.functional.pad(count.cumsum(0), (1, 0))
     mean = sequence_sums(logprobs[span] - batch.old[span], offsets) / count
@@ -170,9 +171,8 @@ class _Chunks:
         active = coefficient.nonzero().squeeze(1)
         if len(active) == 0:
             return
-        picked = torch.arange(part.start, part.stop, device=active.device) if len(active) == part.stop - part.start \
-            else active + part.start  # fmt: skip
-        if len(active) < part.stop - part.start:
+        picked = active + part.start
+        if len(active) < len(coefficient):
             logits, scored = _compact(logits, active), scored.of(active)
         inverse = None if problem.inverse_temperature is None else problem.inverse_temperature[picked]
         factor = -coefficient[active] if inverse is None else -coefficient[active] * inverse
@@ -211,7 +211,7 @@ class _Chunks:
 
 
 def _compact(logits: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
-    """The rows ``active`` (ascending) moved to the front; in place, a block at a time, as a copy would double the memory."""
+    """The rows ``active`` (ascending) moved to the front, in place, a block at a time: a copy would double the memory."""
     step = max(1, 2**24 // (logits.shape[1] * logits.element_size()))
     for block in _slices(0, len(active), step):
         # Row i comes from a row >= i, so no block overwrites what a later one reads.

@@ -1,4 +1,4 @@
-"""What follows the product of a chunk in ``linear_policy_loss``: whole rows of logits to log-probs, then to p - [v = y].
+"""What follows the product of a chunk in ``linear_policy_loss``: rows of logits to log-probs, then to p - [v = y].
 
 The torch functions (CPU) take rows a few at a time so that all passes over a row after the first find it in the cache;
 they leave exp(z - max) in place, which is the softmax up to the sum, so no exponential is computed twice. On a GPU the
@@ -79,7 +79,12 @@ def score_torch(
 
 
 def difference_torch(
-    exponentials: torch.Tensor, bias: Any, inverse_temperature: Any, targets: torch.Tensor, scores: RowScores, dtype: Any
+    exponentials: torch.Tensor,
+    bias: Any,
+    inverse_temperature: Any,
+    targets: torch.Tensor,
+    scores: RowScores,
+    dtype: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Only the target's column changes: exp(z - max) - sum [v = y] is p - [v = y] times the sum."""
     exponentials.scatter_add_(1, targets[:, None], -scores.normaliser[:, None])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hiexp._extras import require
 from hiexp.ops import _policy_linear
 from hiexp.ops._logprob_tiles import Problem
-from hiexp.ops._policy_batch import TokenInputs, Settings, check_settings, check_tokens, pack
+from hiexp.ops._policy_batch import Settings, TokenInputs, check_settings, check_tokens, pack
 from hiexp.ops._policy_operator import INPUTS, METRICS, metrics_vector, terms_of
 from hiexp.ops._policy_rows import rows_of
 from hiexp.ops.policy_loss import PolicyLoss, choose_implementation, optional_metrics
@@ -127,16 +127,20 @@ def operator(
 
 
 def _as_inputs(outcome: Any, hidden: Any, weight: Any, bias: Any, rows: Any) -> tuple[Any, Any, Any]:
-    """Gradients in the dtype and shape of the inputs."""
-    empty, grads = outcome.statistics.new_empty(0), outcome.gradients
-    hidden_grad = empty
-    if grads.hidden is not None:
-        hidden_grad = grads.hidden.to(hidden.dtype)
-        if len(rows) < hidden.shape[0]:
-            hidden_grad = torch.zeros_like(hidden).index_copy_(0, rows, hidden_grad)
-    weight_grad = empty if grads.weight is None else grads.weight.to(weight.dtype)
-    bias_grad = empty if grads.bias is None else grads.bias.to(bias.dtype)
-    return hidden_grad, weight_grad, bias_grad
+    """Gradients in the shape of the inputs; outputs of an operator may not be one tensor, not even empty."""
+    grads = outcome.gradients
+    results = [
+        outcome.statistics.new_empty(0) if grad is None else grad.to(_held(like.dtype))
+        for grad, like in ((grads.hidden, hidden), (grads.weight, weight), (grads.bias, bias))
+    ]
+    if grads.hidden is not None and len(rows) < hidden.shape[0]:
+        results[0] = torch.zeros_like(hidden, dtype=results[0].dtype).index_copy_(0, rows, results[0])
+    return results[0], results[1], results[2]
+
+
+def _held(dtype: Any) -> Any:
+    """What a gradient is held in until backward: float16 would underflow before a loss scaler's factor arrives."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 @operator.register_fake
@@ -144,7 +148,7 @@ def _operator_fake(hidden: Any, weight: Any, targets: Any, bias: Any, *arguments
     accumulator = Problem(hidden, weight, targets, bias, None).accumulator
     metrics = hidden.new_empty(METRICS + 1, dtype=torch.float64)
     grads = [
-        x.new_empty(x.shape) if need else metrics.new_empty(0)
+        x.new_empty(x.shape, dtype=_held(x.dtype)) if need else metrics.new_empty(0)
         for x, need in zip((hidden, weight, bias), arguments[-1], strict=True)
     ]
     return hidden.new_empty((), dtype=accumulator), metrics, *grads
@@ -152,13 +156,14 @@ def _operator_fake(hidden: Any, weight: Any, targets: Any, bias: Any, *arguments
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     ctx.needs, ctx.inputs = inputs[-1], len(inputs)
+    ctx.dtypes = [None if x is None else x.dtype for x in (inputs[0], inputs[1], inputs[3])]
     ctx.save_for_backward(*output[2:])
 
 
 def _backward(ctx: Any, upstream: Any, *_: Any) -> tuple[Any, ...]:
     hidden, weight, bias = (
-        grad * upstream.to(grad.dtype) if need else None
-        for grad, need in zip(ctx.saved_tensors, ctx.needs, strict=True)
+        (grad * upstream).to(dtype) if need else None
+        for grad, need, dtype in zip(ctx.saved_tensors, ctx.needs, ctx.dtypes, strict=True)
     )
     return hidden, weight, None, bias, *[None] * (ctx.inputs - 4)
 

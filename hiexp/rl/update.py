@@ -22,7 +22,7 @@ from hiexp.rl.model import hidden_states, lm_head
 
 
 class PolicyScorer(torch.nn.Module):
-    """The model as a function from micro-batch to log-probs or loss; accelerate wraps it, so its hooks see the forward."""
+    """The model as a function from micro-batch to log-probs or loss; accelerate wraps it and so sees the forward."""
 
     def __init__(self, model: Any, temperature: float) -> None:
         super().__init__()

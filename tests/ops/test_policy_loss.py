@@ -404,7 +404,11 @@ X, ONE, OFFSETS = torch.zeros(3), torch.ones(1), torch.tensor([0, 3])
         ({"advantages": torch.zeros(2)}, ValueError, r"advantages: expected shape \(1,\), one a sequence, or \(3,\)"),
         ({"mask": torch.ones(2)}, ValueError, r"mask: expected shape \(3,\)"),
         ({"cu_seqlens": torch.tensor([0, 2])}, ValueError, "cu_seqlens: .*end at the number of tokens, 3, got 0 .. 2"),
-        ({"cu_seqlens": torch.tensor([0, 3, 2]), "advantages": torch.zeros(2)}, ValueError, r"cu_seqlens\[2\]: expected an offset >= 3"),
+        (
+            {"cu_seqlens": torch.tensor([0, 3, 2]), "advantages": torch.zeros(2)},
+            ValueError,
+            r"cu_seqlens\[2\]: expected an offset >= 3",
+        ),
         ({"cu_seqlens": torch.tensor([0.0, 3.0])}, TypeError, "cu_seqlens: expected a 1-D integer array"),
         ({"kind": "ppo"}, ValueError, "kind: expected one of 'grpo', .*got 'ppo'"),
         ({"kl_estimator": "k4"}, ValueError, "kl_estimator: expected one of 'k1', 'k2', 'k3'"),
