@@ -22,21 +22,10 @@ BACKWARD = {"BLOCK": 4096, "num_warps": 4}
 LIMIT = tl.constexpr(LOG_RATIO_LIMIT)
 COLUMNS = len(SUMS) + len(MAXIMA)
 WIDTH = tl.constexpr(16)  # row stride of the statistics, which keeps the rows aligned
-(
-    LOSS,
-    RATIO,
-    APPROX_KL,
-    CLIP_LOW,
-    CLIP_HIGH,
-    CLIP_DUAL,
-    KL_REF,
-    IMPORTANCE,
-    TRUNCATED,
-    ENGINE_KL,
-    ENGINE_GAP,
-    NONFINITE,
-) = (tl.constexpr(column) for column in range(len(SUMS)))
-RATIO_MAX, IMPORTANCE_MAX = (tl.constexpr(len(SUMS) + column) for column in range(len(MAXIMA)))
+# Columns of the statistics.
+LOSS, RATIO, APPROX_KL, CLIP_LOW, CLIP_HIGH, CLIP_DUAL = map(tl.constexpr, range(6))
+KL_REF, IMPORTANCE, TRUNCATED, ENGINE_KL, ENGINE_GAP, NONFINITE = map(tl.constexpr, range(6, len(SUMS)))
+RATIO_MAX, IMPORTANCE_MAX = map(tl.constexpr, range(len(SUMS), COLUMNS))
 
 
 @triton.jit

@@ -76,5 +76,5 @@ def compile_targets():
             optional = "*fp32" if extras else None
             signature = {"logits_ptr": "*fp32", "bias_ptr": optional, "inverse_temperature_ptr": optional}
             signature |= {"target_ptr": "*i64", "lse_ptr": "*fp32", "out_ptr": f"*{out}"}
-            yield difference_kernel, signature | dict.fromkeys(("columns", "row_stride", "out_row_stride"), "i32"), {}, \
-                DIFFERENCE  # fmt: skip
+            signature |= dict.fromkeys(("columns", "row_stride", "out_row_stride"), "i32")
+            yield difference_kernel, signature, {}, DIFFERENCE

@@ -97,7 +97,7 @@ def check_settings(
 
 @dataclass(frozen=True)
 class TokenInputs:
-    """Checked tensors of one call, of the loss's dtype: (N,) each, ``advantages`` (N,) or (S,), ``zero_variance`` (S,)."""
+    """Checked tensors of one call: (N,) each, ``advantages`` (N,) or (S,), ``zero_variance`` (S,)."""
 
     old: torch.Tensor | None
     ref: torch.Tensor | None

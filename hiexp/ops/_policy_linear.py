@@ -211,7 +211,7 @@ class _Chunks:
 
 
 def _compact(logits: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
-    """The rows ``active`` (ascending) moved to the front, in place, a block at a time: a copy would double the memory."""
+    """The rows ``active`` (ascending) moved to the front, in place, block by block: a copy would double the memory."""
     step = max(1, 2**24 // (logits.shape[1] * logits.element_size()))
     for block in _slices(0, len(active), step):
         # Row i comes from a row >= i, so no block overwrites what a later one reads.

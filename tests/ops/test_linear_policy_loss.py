@@ -1,4 +1,4 @@
-"""linear_policy_loss against policy_loss over the float64 reference log-probs: values, gradients, chunks, edges, errors."""
+"""linear_policy_loss against policy_loss over the float64 reference log-probs: values, gradients, chunks, errors."""
 
 from __future__ import annotations
 
