@@ -33,7 +33,7 @@ def compile_one(kernel, signature, constants, options, capability):
     attributes = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(kernel.arg_names)
-        if name not in values and name != "columns"
+        if name not in values and name.endswith(("_ptr", "_stride"))
     }
     source = ASTSource(fn=kernel, signature=full, constexprs=values, attrs=attributes)
     launch = {name: value for name, value in options.items() if name in ("num_warps", "num_stages")}

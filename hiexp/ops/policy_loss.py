@@ -8,64 +8,102 @@ For a token t of rollout i, with ratio r = exp(logprob - old_logprob) and advant
 
 times min(exp(old_logprob - engine_logprob), truncation) where the rollout engine's own log-probs are given, plus
 ``kl_coef`` times an estimate of KL(policy || reference). What else differs between the methods is the aggregation.
+
+Where this differs from others, on purpose (tests/ops/test_policy_loss_parity.py shows each):
+    verl   bounds its k3 estimate to [-10, 10], GSPO's log ratio to at most 10, and clips negative advantages at a ratio
+           of 3 unless told otherwise; here k3 is bounded through its exponent only, log ratios to [-20, 20], and
+           ``clip_dual`` is off.
+    TRL    averages over all sequences, those without a trained token included (pass ``denominator``); its CISPO has an
+           upper bound only, given as the bound itself (``clip_low=1``, ``clip_high=epsilon_high - 1``); with GSPO and
+           importance weights that differ within a sequence it gives every token the sequence's mean weight.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from hiexp._extras import require
-from hiexp.ops._checks import check_choice, check_number
-from hiexp.ops._policy_batch import (
-    PackedTokens,
-    check_bounds,
-    check_logprobs,
-    check_pairs,
-    pack,
-    spread_advantages,
-)
+from hiexp.ops._checks import check_choice, describe, is_tensor
+from hiexp.ops._policy_batch import Settings, check_settings, check_tokens
+from hiexp.ops._policy_operator import COUNTS, operator
+from hiexp.ops._policy_terms import MAXIMA, SUMS
 
 if TYPE_CHECKING:
     import torch
 else:
     torch = require("torch", "train", "hiexp.policy_loss")
 
-# How each method turns token losses into one number, unless told otherwise: grpo and gspo average each sequence first,
-# dapo and cispo count every token alike, dr_grpo divides by a constant so that no length is favoured.
-DEFAULT_AGGREGATION = {
-    "grpo": "sequence",
-    "dr_grpo": "constant",
-    "dapo": "token",
-    "gspo": "sequence",
-    "cispo": "token",
-}
-KL_ESTIMATORS = ("k1", "k2", "k3")
-
-# exp(20) is about 5e8: a ratio beyond it means a broken rollout, and an infinite one makes the loss NaN. As in verl.
-_LOG_RATIO_LIMIT = 20.0
-
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """Result of :func:`policy_loss`.
+    """Result of :func:`policy_loss` and ``linear_policy_loss``.
 
     Attributes:
-        loss: scalar tensor, with gradient to ``logprobs``.
-        metrics: floats over the tokens that count: ``tokens``, ``sequences``, ``denominator`` (what the loss was
-            divided by), ``ratio_mean``, ``ratio_max``, ``approx_kl`` (k3 estimate of KL(old || policy)),
-            ``clip_fraction`` and its parts ``clip_fraction_low``, ``clip_fraction_high``; with ``ref_logprobs``
-            ``kl_ref``; with ``engine_logprobs`` ``importance_mean``, ``importance_max``, ``truncated_fraction`` and
-            ``engine_kl`` (k3 estimate of KL(engine || old)).
+        loss: scalar tensor, with gradient.
+        values: what :attr:`metrics` is read from, still on the device.
+        optional: which optional metrics there are.
     """
 
     loss: torch.Tensor
-    metrics: dict[str, float]
+    values: torch.Tensor
+    optional: frozenset[str]
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """Floats over the tokens that count. The first look copies them to the host and so waits for the GPU.
+
+        ``tokens``, ``sequences``, ``denominator`` (what the loss was divided by), ``ratio_mean``, ``ratio_max``,
+        ``approx_kl`` (k3 estimate of KL(old || policy)), ``clip_fraction`` and its parts ``clip_fraction_low`` and
+        ``clip_fraction_high``, ``nonfinite_tokens`` (tokens with a NaN or infinite log-prob: the loss is not to be
+        trusted unless this is 0); with ``clip_dual`` ``clip_fraction_dual``, a part of ``clip_fraction``; with
+        ``ref_logprobs`` ``kl_ref``; with ``engine_logprobs`` ``importance_mean``, ``importance_max``,
+        ``truncated_fraction``, ``engine_kl`` (k3 estimate of KL(engine || old)) and ``engine_gap`` (mean of |old -
+        engine|); ``entropy`` where ``linear_policy_loss`` was asked for it.
+        """
+        found = self.values.tolist()
+        first = len(COUNTS)
+        metrics = dict(zip(COUNTS, found, strict=False))
+        sums = dict(zip(SUMS, found[first:], strict=False))
+        maxima = dict(zip(MAXIMA, found[first + len(SUMS) :], strict=False))
+        mean = {name: total / max(metrics["tokens"], 1.0) for name, total in sums.items()}
+        metrics |= {
+            "ratio_mean": mean["ratio"],
+            "ratio_max": maxima["ratio"],
+            "approx_kl": mean["approx_kl"],
+            "clip_fraction": mean["clip_low"] + mean["clip_high"] + mean["clip_dual"],
+            "clip_fraction_low": mean["clip_low"],
+            "clip_fraction_high": mean["clip_high"],
+            "nonfinite_tokens": sums["nonfinite"],
+        }
+        if "dual" in self.optional:
+            metrics["clip_fraction_dual"] = mean["clip_dual"]
+        if "ref" in self.optional:
+            metrics["kl_ref"] = mean["kl_ref"]
+        if "engine" in self.optional:
+            metrics |= {
+                "importance_mean": mean["importance"],
+                "importance_max": maxima["importance"],
+                "truncated_fraction": mean["truncated"],
+                "engine_kl": mean["engine_kl"],
+                "engine_gap": mean["engine_gap"],
+            }
+        if "entropy" in self.optional:
+            metrics["entropy"] = found[-1] / max(metrics["tokens"], 1.0)
+        return metrics
+
+
+def optional_metrics(settings: Settings, ref: Any, engine: Any, entropy: bool = False) -> frozenset[str]:
+    """Names for ``PolicyLoss.optional``."""
+    given = {"dual": settings.dual < float("inf"), "ref": ref is not None, "engine": engine is not None}
+    return frozenset(name for name, there in (given | {"entropy": entropy}).items() if there)
 
 
 def policy_loss(
     logprobs: torch.Tensor,
-    old_logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor | None,
     advantages: torch.Tensor,
     *,
     mask: torch.Tensor,
@@ -74,6 +112,7 @@ def policy_loss(
     kind: str = "grpo",
     clip_low: float = 0.2,
     clip_high: float | None = None,
+    clip_dual: float | None = None,
     kl_coef: float = 0.0,
     kl_estimator: str = "k3",
     aggregation: str | None = None,
@@ -82,12 +121,14 @@ def policy_loss(
     constant_length: int | None = None,
     zero_variance: torch.Tensor | None = None,
     denominator: float | None = None,
+    impl: str | None = None,
 ) -> PolicyLoss:
     """Loss of packed rollouts; N tokens, S sequences.
 
     Args:
         logprobs: (N,) log-probs of the policy being trained, with gradient.
-        old_logprobs: (N,) log-probs of the policy that is the denominator of the ratio, without gradient.
+        old_logprobs: (N,) log-probs of the policy that is the denominator of the ratio, without gradient. None: the
+            policy is still the one that acted, every ratio is 1 and the gradient is the plain policy gradient.
         advantages: (S,) one a sequence, or (N,) one a token; (S,) is meant where S == N.
         mask: (N,) nonzero exactly on sampled tokens; all others count nowhere and may hold anything, NaN included.
         cu_seqlens: (S + 1,) integer cumulative lengths of the sequences.
@@ -95,6 +136,8 @@ def policy_loss(
         kind: ``"grpo"``, ``"dr_grpo"``, ``"dapo"``, ``"gspo"`` or ``"cispo"``.
         clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]; ``clip_high`` None means 0.28 for
             dapo ("clip higher") and ``clip_low`` for the others.
+        clip_dual: where the advantage is negative the ratio is bounded by this, above 1; 3 is usual (dual clip,
+            arXiv:1912.09729). Not for cispo.
         kl_coef: weight of the KL term. It is added per token, before the aggregation.
         kl_estimator: with d = logprob - ref_logprob, ``"k1"``: d, ``"k2"``: d^2 / 2, ``"k3"``: exp(-d) + d - 1.
         aggregation: ``"token"``: mean over tokens; ``"sequence"``: mean over sequences of their token means;
@@ -106,117 +149,42 @@ def policy_loss(
             (``group_advantage(...).zero_variance``).
         denominator: divide by this instead of by the tokens (``"token"``) or sequences (the others) counted here. For
             micro-batches: pass the count of the whole batch, then the gradients of the micro-batches simply add up.
+        impl: None picks by device and type: ``"triton"`` (float32 only) on a GPU, ``"torch"`` otherwise.
 
     Returns:
-        PolicyLoss. With no token left the loss is 0, its gradient is 0 everywhere, and all metrics are 0.
+        PolicyLoss. With no token left the loss is 0, its gradient is 0 everywhere, and all metrics are 0. Half
+        precision becomes float32.
 
     Raises:
         TypeError, ValueError: wrong types, shapes, offsets, names or numbers.
     """
-    check_choice("kind", kind, tuple(DEFAULT_AGGREGATION))
-    check_choice("kl_estimator", kl_estimator, KL_ESTIMATORS)
-    aggregation = DEFAULT_AGGREGATION[kind] if aggregation is None else aggregation
-    check_choice("aggregation", aggregation, ("token", "sequence", "constant"))
-    bounds = check_bounds(kind, clip_low, clip_high)
-    kl_coef = check_number("kl_coef", kl_coef, 0.0)
-    check_pairs(kl_coef, ref_logprobs, truncation, engine_logprobs, aggregation, constant_length, denominator)
-    logprobs, others = check_logprobs(
-        logprobs, {"old_logprobs": old_logprobs, "ref_logprobs": ref_logprobs, "engine_logprobs": engine_logprobs}
-    )
-    packed = pack(logprobs, mask, cu_seqlens, zero_variance)
-    advantage = spread_advantages(advantages, packed)
-
-    # Everything outside the mask becomes 0 before any exp: otherwise 0 * inf would put NaN into loss or gradient.
-    logprobs = torch.where(packed.keep, logprobs, 0.0)
-    old, ref, engine = (None if x is None else torch.where(packed.keep, x, 0.0) for x in others.values())
-    log_ratio = _log_ratio(kind, logprobs, old, packed)
-    losses, metrics = _surrogate(kind, log_ratio, logprobs, advantage, bounds, packed)
-    if engine is not None:
-        weight, extra = _importance_weight(old, engine, truncation, packed)
-        losses = losses if truncation is None else losses * weight
-        metrics |= extra
-    if ref is not None:
-        kl = _kl(logprobs, ref, kl_estimator)
-        losses = losses + kl_coef * kl if kl_coef else losses
-        metrics["kl_ref"] = packed.mean(kl)
-    loss, divisor = _aggregate(torch.where(packed.keep, losses, 0.0), aggregation, constant_length, denominator, packed)
-    counts = {"tokens": packed.lengths.sum(), "sequences": (packed.lengths > 0).sum(), "denominator": divisor}
-    return PolicyLoss(loss, _to_floats(counts | metrics))
+    settings = check_settings(
+        kind, clip_low, clip_high, clip_dual, kl_coef, kl_estimator, truncation, aggregation, constant_length,
+        denominator, ref=ref_logprobs, engine=engine_logprobs,
+    )  # fmt: skip
+    if not is_tensor(logprobs) or not logprobs.is_floating_point():
+        raise TypeError(f"logprobs: expected a floating point torch tensor (N,), got {describe(logprobs)}")
+    if logprobs.ndim != 1:
+        raise ValueError(f"logprobs: expected a 1-D tensor of packed tokens, got {describe(logprobs)}")
+    logprobs = logprobs.to(torch.float64 if logprobs.dtype == torch.float64 else torch.float32)
+    inputs = check_tokens(
+        logprobs.shape[0], logprobs.device, logprobs.dtype,
+        {"old_logprobs": old_logprobs, "ref_logprobs": ref_logprobs, "engine_logprobs": engine_logprobs},
+        advantages, mask, cu_seqlens, zero_variance,
+    )  # fmt: skip
+    impl = choose_implementation(impl, logprobs)
+    loss, _, values = operator(logprobs, *inputs.flat(), *settings.flat(), impl)
+    return PolicyLoss(loss, values.detach(), optional_metrics(settings, ref_logprobs, engine_logprobs))
 
 
-def _log_ratio(kind: str, logprobs: Any, old: Any, packed: PackedTokens) -> torch.Tensor:
-    """(N,) log of the ratio; for gspo its value is the sequence's mean and its gradient each token's own (eq. 13)."""
-    log_ratio = logprobs - old
-    if kind == "gspo":
-        mean = packed.sum_by_sequence(log_ratio.detach()) / packed.lengths.clamp(min=1)
-        log_ratio = mean[packed.sequence] + (log_ratio - log_ratio.detach())
-    return log_ratio.clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
-
-
-def _surrogate(
-    kind: str, log_ratio: Any, logprobs: Any, advantage: Any, bounds: tuple[float, float], packed: PackedTokens
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(*bounds)
-    if kind == "cispo":
-        losses = -clipped.detach() * advantage * logprobs
-        low, high = ratio < bounds[0], ratio > bounds[1]
-    else:
-        losses = -torch.minimum(ratio * advantage, clipped * advantage)
-        low, high = (ratio < bounds[0]) & (advantage < 0), (ratio > bounds[1]) & (advantage > 0)
-    metrics = {
-        "ratio_mean": packed.mean(ratio),
-        "ratio_max": packed.max(ratio),
-        "approx_kl": packed.mean(ratio - 1 - log_ratio),
-        "clip_fraction": packed.mean((low | high).to(ratio.dtype)),
-        "clip_fraction_low": packed.mean(low.to(ratio.dtype)),
-        "clip_fraction_high": packed.mean(high.to(ratio.dtype)),
-    }
-    return losses, metrics
-
-
-def _importance_weight(
-    old: Any, engine: Any, truncation: float | None, packed: PackedTokens
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """min(exp(old - engine), truncation): corrects for the engine's other kernels and precision; no gradient flows."""
-    log_weight = (old - engine).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
-    weight = log_weight.exp()
-    cap = float("inf") if truncation is None else truncation
-    metrics = {
-        "importance_mean": packed.mean(weight),
-        "importance_max": packed.max(weight),
-        "truncated_fraction": packed.mean((weight > cap).to(weight.dtype)),
-        "engine_kl": packed.mean(weight - 1 - log_weight),
-    }
-    return weight.clamp(max=cap), metrics
-
-
-def _kl(logprobs: Any, ref: Any, estimator: str) -> torch.Tensor:
-    """Per-token estimate of KL(policy || reference), http://joschu.net/blog/kl-approx.html."""
-    difference = (logprobs - ref).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
-    if estimator == "k1":
-        return difference
-    if estimator == "k2":
-        return 0.5 * difference.square()
-    return torch.expm1(-difference) + difference
-
-
-def _aggregate(
-    losses: Any, aggregation: str, constant_length: int | None, denominator: float | None, packed: PackedTokens
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss, what it was divided by). ``losses`` is 0 where no token counts."""
-    if aggregation == "token":
-        total, count = losses.sum(), packed.lengths.sum()
-    else:
-        by_sequence = packed.sum_by_sequence(losses)
-        lengths = packed.lengths.clamp(min=1) if aggregation == "sequence" else constant_length
-        total, count = (by_sequence / lengths).sum(), (packed.lengths > 0).sum()
-    # With nothing to count the total is 0: dividing it by 1 keeps loss and gradient 0 instead of 0 / 0.
-    divisor = count.clamp(min=1) if denominator is None else total.new_tensor(denominator)
-    return total / divisor, divisor
-
-
-def _to_floats(metrics: dict[str, torch.Tensor]) -> dict[str, float]:
-    """One copy to the host for all metrics together, since each copy waits for the GPU."""
-    values = torch.stack([value.detach().to(torch.float64) for value in metrics.values()])
-    return dict(zip(metrics, values.tolist(), strict=True))
+def choose_implementation(impl: str | None, values: torch.Tensor) -> str:
+    """``impl`` or what suits the device and dtype of ``values``, the log-probs or what they are computed from."""
+    double = values.dtype == torch.float64
+    if impl is None:
+        return "triton" if values.is_cuda and not double else "torch"
+    check_choice("impl", impl, ("torch", "triton"))
+    if impl == "triton" and double:
+        raise ValueError('impl: expected "torch" for float64 tensors, got "triton"')
+    if impl == "triton" and not values.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError('impl: expected "torch" for tensors on a CPU, got "triton"')
+    return impl

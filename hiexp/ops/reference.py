@@ -62,50 +62,61 @@ def token_logprobs(
 
 
 def policy_loss(
-    logprobs: Sequence[float],
-    old_logprobs: Sequence[float],
+    logprobs: Any,
+    old_logprobs: Any,
     advantages: Sequence[float],
     *,
     mask: Sequence[int],
     cu_seqlens: Sequence[int],
-    ref_logprobs: Sequence[float] | None = None,
+    ref_logprobs: Any = None,
     kind: str,
     clip_low: float,
     clip_high: float,
+    clip_dual: float | None = None,
     kl_coef: float = 0.0,
     kl_estimator: str = "k3",
     aggregation: str,
-    engine_logprobs: Sequence[float] | None = None,
+    engine_logprobs: Any = None,
     truncation: float | None = None,
     constant_length: int = 1,
     zero_variance: Sequence[bool] | None = None,
-) -> float:
-    """The loss as a number, one sequence and one token at a time; ``advantages`` (S,), every choice spelt out."""
-    token_losses: list[list[float]] = []
+) -> Any:
+    """The loss, a float64 scalar differentiable by autograd, one token at a time; ``advantages`` (S,).
+
+    ``logprobs``, ``old_logprobs``, ``ref_logprobs``, ``engine_logprobs``: float64 tensors (N,).
+    """
+    torch = require("torch", "train", "hiexp.ops.reference")
+    sequence_losses = []
     for i, (start, end) in enumerate(pairwise(cu_seqlens)):
         tokens = [t for t in range(start, end) if mask[t]]
         if not tokens or (zero_variance is not None and zero_variance[i]):
             continue
-        ratios = [float(np.exp(logprobs[t] - old_logprobs[t])) for t in tokens]
+        log_ratios = [logprobs[t] - old_logprobs[t] for t in tokens]
         if kind == "gspo":
-            ratios = [float(np.prod(ratios) ** (1 / len(ratios)))] * len(ratios)
-        token_losses.append([])
-        for t, ratio in zip(tokens, ratios, strict=True):
-            clipped = min(max(ratio, 1 - clip_low), 1 + clip_high)
+            # Equation 13: the value is the sequence's mean, the gradient each token's own.
+            mean = sum(log_ratios).detach() / len(tokens)
+            log_ratios = [mean + x - x.detach() for x in log_ratios]
+        losses = []
+        for t, log_ratio in zip(tokens, log_ratios, strict=True):
+            ratio, advantage = log_ratio.exp(), advantages[i]
+            clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
             if kind == "cispo":
-                loss = -clipped * advantages[i] * logprobs[t]
+                loss = -clipped.detach() * advantage * logprobs[t]
             else:
-                loss = -min(ratio * advantages[i], clipped * advantages[i])
+                loss = -torch.minimum(ratio * advantage, clipped * advantage)
+            if clip_dual is not None and advantage < 0:
+                loss = torch.minimum(loss, torch.full_like(loss, -clip_dual * advantage))
             if engine_logprobs is not None and truncation is not None:
-                loss *= min(float(np.exp(old_logprobs[t] - engine_logprobs[t])), truncation)
+                loss = loss * (old_logprobs[t] - engine_logprobs[t]).exp().clamp(max=truncation)
             if ref_logprobs is not None:
                 d = logprobs[t] - ref_logprobs[t]
-                loss += kl_coef * float({"k1": d, "k2": d**2 / 2, "k3": np.exp(-d) + d - 1}[kl_estimator])
-            token_losses[-1].append(loss)
-    if not token_losses:
-        return 0.0
+                loss = loss + kl_coef * {"k1": d, "k2": d**2 / 2, "k3": (-d).exp() + d - 1}[kl_estimator]
+            losses.append(loss)
+        sequence_losses.append(torch.stack(losses))
+    if not sequence_losses:
+        return logprobs.sum() * 0
     if aggregation == "token":
-        return float(np.mean(np.concatenate(token_losses)))
+        return torch.cat(sequence_losses).mean()
     if aggregation == "sequence":
-        return float(np.mean([np.mean(losses) for losses in token_losses]))
-    return float(sum(map(sum, token_losses)) / (len(token_losses) * constant_length))
+        return torch.stack([losses.mean() for losses in sequence_losses]).mean()
+    return torch.cat(sequence_losses).sum() / (len(sequence_losses) * constant_length)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from hiexp.agent.record import Rollout
-from hiexp.ops.policy_loss import DEFAULT_AGGREGATION, policy_loss
+from hiexp.ops._policy_batch import DEFAULT_AGGREGATION
+from hiexp.ops.linear_policy_loss import linear_policy_loss
 from hiexp.ops.token_logprobs import token_logprobs
 from hiexp.rl.batch import MicroBatch, microbatches, packed_engine_logprobs
 from hiexp.rl.config import AlgorithmConfig
@@ -21,19 +22,26 @@ from hiexp.rl.model import hidden_states, lm_head
 
 
 class PolicyScorer(torch.nn.Module):
-    """The model as a function from micro-batch to log-probs; accelerate wraps this, so its hooks see the forward."""
+    """The model as a function from micro-batch to log-probs or loss; accelerate wraps it and so sees the forward."""
 
     def __init__(self, model: Any, temperature: float) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
 
-    def forward(self, batch: MicroBatch, entropy: bool = False) -> Any:
-        """TokenLogprobs of the batch's trained tokens: ``logprobs`` ``(N,)`` and, if wanted, ``entropy`` ``(N,)``."""
+    def forward(self, batch: MicroBatch, loss: dict[str, Any] | None = None) -> Any:
+        """TokenLogprobs of the batch's trained tokens, or with the arguments ``loss`` their PolicyLoss."""
         hidden = hidden_states(self.model, batch.input_ids, batch.attention_mask, batch.position_ids)  # (B, T, H)
         weight, bias = lm_head(self.model)
         rows = hidden.reshape(-1, hidden.shape[-1])[batch.rows]  # (N, H)
-        return token_logprobs(rows, weight, batch.targets, bias=bias, temperature=self.temperature, entropy=entropy)
+        head = {"bias": bias, "temperature": self.temperature}
+        if loss is None:
+            return token_logprobs(rows, weight, batch.targets, **head)
+        # Logits and gradients of the head exist a chunk of rows at a time, whatever the micro-batch.
+        return linear_policy_loss(
+            rows, weight, batch.targets, mask=torch.ones_like(batch.targets), cu_seqlens=batch.cu_seqlens,
+            entropy=True, **head, **loss,
+        )  # fmt: skip
 
 
 class PolicyUpdate:
@@ -96,8 +104,8 @@ class PolicyUpdate:
 
     @property
     def _several_updates(self) -> bool:
-        # With a single update per step the policy is still the one that acted: its own log-probs, detached, are the old
-        # ones to the last bit, and a forward pass is saved.
+        # With a single update per step the policy is still the one that acted, every ratio is 1, and a forward pass is
+        # saved.
         return self.config.epochs * self.config.minibatches > 1
 
     def _set_learning_rate(self, step: int) -> float:
@@ -136,23 +144,21 @@ class PolicyUpdate:
             denominator = float(sum(len(batch.targets) for batch in batches))
         total_loss = 0.0
         for batch in batches:
-            scored = self.scorer(batch, entropy=True)
-            old_logprobs = scored.logprobs.detach() if old is None else _gather(old, batch)  # (N,)
-            engine = packed_engine_logprobs(rollouts, batch)
-            result = policy_loss(
-                scored.logprobs,
-                old_logprobs,
-                torch.as_tensor(advantages[batch.indices], dtype=torch.float32, device=engine.device),
-                mask=torch.ones_like(batch.targets),
-                cu_seqlens=batch.cu_seqlens,
-                ref_logprobs=None if reference is None else _gather(reference, batch),
-                engine_logprobs=engine,
-                denominator=denominator,
-                **self._loss_settings(),
+            result = self.scorer(
+                batch,
+                loss={
+                    # None: the policy is still the one that acted.
+                    "old_logprobs": None if old is None else _gather(old, batch),
+                    "advantages": torch.as_tensor(advantages[batch.indices], dtype=torch.float32),
+                    "ref_logprobs": None if reference is None else _gather(reference, batch),
+                    "engine_logprobs": packed_engine_logprobs(rollouts, batch),
+                    "denominator": denominator,
+                    **self._loss_settings(),
+                },
             )
             self.accelerator.backward(result.loss)
             total_loss += float(result.loss.detach())
-            totals.add(len(batch.targets), result.metrics, scored.entropy, (engine - old_logprobs).abs().mean())
+            totals.add(result.metrics)
         norm = float(self.accelerator.clip_grad_norm_(self.scorer.parameters(), self.config.max_grad_norm))
         if not np.isfinite(norm):
             raise RuntimeError(f"step {step}: the gradient is not finite ({norm}); lower algorithm.lr or use float32")
@@ -177,6 +183,16 @@ def _gather(scores: dict[int, Any], batch: MicroBatch) -> Any:
     return torch.cat([scores[i] for i in batch.indices])
 
 
+# Metric of a step -> metric of the loss.
+_REPORTED = {
+    "kl_ref": "kl_ref",
+    "approx_kl": "approx_kl",
+    "clip_fraction": "clip_fraction",
+    "entropy": "entropy",
+    "engine_mismatch": "engine_gap",
+}
+
+
 class _TokenMeans:
     """Token-weighted means over micro-batches."""
 
@@ -184,14 +200,12 @@ class _TokenMeans:
         self._tokens = 0
         self._sums: dict[str, float] = {}
 
-    def add(self, tokens: int, loss_metrics: dict[str, Any], entropy: Any, mismatch: Any) -> None:
-        values: dict[str, Any] = {
-            name: loss_metrics[name] for name in ("kl_ref", "approx_kl", "clip_fraction") if name in loss_metrics
-        }
-        values |= {"entropy": entropy.detach().mean(), "engine_mismatch": mismatch}
+    def add(self, metrics: dict[str, float]) -> None:
+        tokens = int(metrics["tokens"])
         self._tokens += tokens
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value) * tokens
+        for name, key in _REPORTED.items():
+            if key in metrics:
+                self._sums[name] = self._sums.get(name, 0.0) + metrics[key] * tokens
 
     def means(self) -> dict[str, float]:
         return {name: total / self._tokens for name, total in self._sums.items()}

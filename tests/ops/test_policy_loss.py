@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hiexp import group_advantage, policy_loss
 from hiexp.ops import reference
-from hiexp.ops.policy_loss import DEFAULT_AGGREGATION
+from hiexp.ops._policy_batch import DEFAULT_AGGREGATION
 
 KINDS = sorted(DEFAULT_AGGREGATION)
 LN = math.log
@@ -98,27 +98,24 @@ def batches(draw):
     st.sampled_from(KINDS),
     st.sampled_from(["token", "sequence", "constant"]),
     st.sampled_from(["k1", "k2", "k3"]),
-    st.sampled_from([(0.2, 0.2), (0.1, 0.4)]),
+    st.sampled_from([(0.2, 0.2, None), (0.1, 0.4, 1.5)]),
 )
 def test_equals_the_reference(assert_close, batch, kind, aggregation, estimator, bounds):
+    """Values and gradients; the operator's derivatives are written out, the reference's are autograd's."""
     options = {
         "kind": kind, "aggregation": aggregation, "kl_estimator": estimator, "kl_coef": 0.3, "truncation": 1.5,
-        "clip_low": bounds[0], "clip_high": bounds[1], "cu_seqlens": batch["cu_seqlens"],
+        "clip_low": bounds[0], "clip_high": bounds[1], "clip_dual": None if kind == "cispo" else bounds[2],
     }  # fmt: skip
-    length = {"constant_length": 7} if aggregation == "constant" else {}
-    positional = ("logprobs", "old_logprobs", "advantages")
-    named = ("ref_logprobs", "engine_logprobs", "mask", "zero_variance")
-    expected = reference.policy_loss(
-        *(batch[k] for k in positional), **{k: batch[k] for k in named}, **options, **length
-    )
-    floats = {k: torch.tensor(batch[k], dtype=torch.float64) for k in (*positional, *named[:2])}
-    actual = policy_loss(
-        *(floats[k] for k in positional), ref_logprobs=floats["ref_logprobs"],
-        engine_logprobs=floats["engine_logprobs"], mask=torch.tensor(batch["mask"], dtype=torch.float64),
-        zero_variance=torch.tensor(batch["zero_variance"]),
-        **(options | length | {"cu_seqlens": torch.tensor(batch["cu_seqlens"])}),
-    )  # fmt: skip
+    options |= {"constant_length": 7} if aggregation == "constant" else {}
+    floats = {k: torch.tensor(v, dtype=torch.float64) for k, v in batch.items() if k.endswith("logprobs")}
+    arguments = {**batch, **floats, "logprobs": floats["logprobs"].requires_grad_()}
+    expected = reference.policy_loss(**arguments, **options)
+    arguments |= {k: torch.tensor(batch[k]) for k in ("mask", "cu_seqlens", "zero_variance")}
+    arguments["advantages"] = torch.tensor(batch["advantages"], dtype=torch.float64)
+    actual = policy_loss(**arguments, **options)
     assert_close(actual.loss, expected, "float64")
+    ours, theirs = (torch.autograd.grad(x, arguments["logprobs"])[0] for x in (actual.loss, expected))
+    assert_close(ours, theirs, "float64")
 
 
 @pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "dapo"])
@@ -275,6 +272,120 @@ def test_half_precision_is_computed_in_float32():
     assert logprobs.grad.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_old_logprobs_the_policy_is_its_own_old_one(kind, assert_close):
+    logprobs = -torch.rand(5, dtype=torch.float64).requires_grad_()
+    common = {
+        "mask": torch.tensor([1, 1, 0, 1, 1]), "cu_seqlens": torch.tensor([0, 3, 5]), "kind": kind,
+        "constant_length": 4 if kind == "dr_grpo" else None, "engine_logprobs": -torch.rand(5), "truncation": 1.1,
+    }  # fmt: skip
+    ours = policy_loss(logprobs, None, torch.tensor([1.0, -1.0]), **common)
+    theirs = policy_loss(logprobs, logprobs.detach(), torch.tensor([1.0, -1.0]), **common)
+    assert_close(ours.loss, theirs.loss, "float64")
+    assert ours.metrics == pytest.approx(theirs.metrics)
+    gradients = [torch.autograd.grad(x.loss, logprobs)[0] for x in (ours, theirs)]
+    assert_close(*gradients, "float64")
+
+
+def test_dual_clip_by_hand():
+    # Ratios 5 and 2, advantage -1: the first is bounded by 3 and gets no gradient, the second gets -r A = 2.
+    logprobs = torch.tensor([5.0, 2.0], dtype=torch.float64).log().requires_grad_()
+    result = policy_loss(
+        logprobs, torch.zeros(2), torch.tensor([-1.0]), mask=torch.ones(2), cu_seqlens=torch.tensor([0, 2]),
+        clip_dual=3.0,
+    )  # fmt: skip
+    result.loss.backward()
+    assert float(result.loss.detach()) == pytest.approx((3 + 2) / 2)
+    assert logprobs.grad.tolist() == pytest.approx([0.0, 1.0])
+    assert result.metrics["clip_fraction"] == result.metrics["clip_fraction_dual"] == 0.5
+
+
+@pytest.mark.parametrize("difference", [25.0, -25.0])
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_kl_far_from_the_reference(difference, estimator):
+    """Only k3 below -20, where its exponential explodes, is bounded; elsewhere the pull back must not vanish."""
+    logprobs = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
+    result = policy_loss(
+        logprobs, None, torch.zeros(1), mask=torch.ones(1), cu_seqlens=torch.tensor([0, 1]),
+        ref_logprobs=logprobs.detach() - difference, kl_coef=1.0, kl_estimator=estimator,
+    )  # fmt: skip
+    result.loss.backward()
+    slope = {"k1": 1.0, "k2": difference, "k3": 1.0 - math.exp(-25) if difference > 0 else 0.0}[estimator]
+    assert float(logprobs.grad) == pytest.approx(slope, abs=1e-12)
+
+
+@pytest.mark.parametrize("which", ["logprobs", "old_logprobs", "ref_logprobs", "engine_logprobs"])
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+def test_non_finite_logprobs_are_counted(which, bad):
+    arguments = {name: -torch.ones(4) for name in ("logprobs", "old_logprobs", "ref_logprobs", "engine_logprobs")}
+    arguments[which] = torch.tensor([-1.0, bad, bad, -1.0])
+    result = policy_loss(
+        **arguments, advantages=torch.ones(1), mask=torch.tensor([1, 1, 0, 1]), cu_seqlens=torch.tensor([0, 4])
+    )
+    assert result.metrics["nonfinite_tokens"] == 1.0
+
+
+def test_zero_variance_groups_pay_no_kl():
+    """Left in, a group without reward variance has advantage 0 but its KL term still moves the policy."""
+    rewards = torch.tensor([1.0, 1.0, 0.0, 1.0])
+    group = group_advantage(rewards, [0, 0, 1, 1])
+    logprobs = torch.full((4,), -1.0, requires_grad=True)
+    common = {"mask": torch.ones(4), "cu_seqlens": torch.arange(5), "ref_logprobs": torch.full((4,), -2.0)}
+    result = policy_loss(
+        logprobs, None, group.advantages, kl_coef=0.1, zero_variance=group.zero_variance, aggregation="token", **common
+    )
+    result.loss.backward()
+    assert logprobs.grad[:2].tolist() == [0.0, 0.0]
+    assert logprobs.grad[2:].all()
+    assert (result.metrics["tokens"], result.metrics["denominator"]) == (2.0, 2.0)
+
+
+def test_singleton_groups_add_nothing():
+    group = group_advantage(torch.tensor([3.0, 1.0, 0.0]), [7, 8, 8])
+    logprobs = torch.full((3,), -1.0, requires_grad=True)
+    result = policy_loss(
+        logprobs, None, group.advantages, mask=torch.ones(3), cu_seqlens=torch.arange(4),
+        zero_variance=group.zero_variance,
+    )  # fmt: skip
+    result.loss.backward()
+    assert float(logprobs.grad[0]) == 0.0
+    assert result.metrics["sequences"] == 2.0
+
+
+def test_operators_are_well_formed():
+    """Schema, fake implementation and autograd registration, as torch.compile relies on them."""
+    x = torch.linspace(-2, -1, 5)
+    arguments = (
+        x.clone().requires_grad_(), x, None, x, torch.ones(2), torch.ones(5), torch.tensor([0, 2, 5]), None,
+        ["gspo", "k3", "sequence"], [0.8, 1.2, math.inf, 0.0, 2.0, 0.0, 0.0], "torch",
+    )  # fmt: skip
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.hiexp.policy_loss.default, arguments, test_utils=checks)
+    backward = torch.ops.hiexp.policy_loss_backward.default
+    torch.library.opcheck(backward, (x, torch.tensor(2.0), "torch"), test_utils=checks)
+
+
+def test_torch_compile_sees_one_graph(assert_close):
+    """Also for another number of tokens, without a third compilation."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def loss(logprobs, old, advantages, mask, offsets):
+        return policy_loss(2 * logprobs, old, advantages, mask=mask, cu_seqlens=offsets, kind="dapo").loss
+
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
+    for tokens in (6, 9, 14):
+        inputs = (-torch.rand(tokens, requires_grad=True), -torch.rand(tokens), torch.tensor([1.0, -1.0]))
+        arguments = (*inputs, torch.ones(tokens), torch.tensor([0, 3, tokens]))
+        ours, theirs = compiled(*arguments), loss(*arguments)
+        assert_close(ours, theirs, "float32")
+        assert_close(*(torch.autograd.grad(x, inputs[0])[0] for x in (ours, theirs)), "float32")
+    assert len(graphs) <= 2
+
+
 X, ONE, OFFSETS = torch.zeros(3), torch.ones(1), torch.tensor([0, 3])
 
 
@@ -283,13 +394,21 @@ X, ONE, OFFSETS = torch.zeros(3), torch.ones(1), torch.tensor([0, 3])
     [
         ({"logprobs": [0.0] * 3}, TypeError, "logprobs: expected a floating point torch tensor"),
         ({"logprobs": torch.zeros(1, 3)}, ValueError, "logprobs: expected a 1-D tensor of packed tokens"),
-        ({"old_logprobs": None}, TypeError, "old_logprobs: expected a floating point torch tensor .*got NoneType"),
+        ({"old_logprobs": [0.0] * 3}, TypeError, "old_logprobs: expected a floating point torch tensor .*got list"),
+        ({"clip_dual": 1.0}, ValueError, "clip_dual: expected a finite number > 1"),
+        ({"clip_dual": 3.0, "kind": "cispo"}, ValueError, "clip_dual: expected None with kind 'cispo'"),
+        ({"impl": "cuda"}, ValueError, "impl: expected one of 'torch', 'triton'"),
+        ({"impl": "triton", "logprobs": X.double()}, ValueError, 'impl: expected "torch" for float64'),
         ({"old_logprobs": torch.zeros(2)}, ValueError, r"old_logprobs: expected shape \(3,\)"),
         ({"ref_logprobs": torch.zeros(4)}, ValueError, r"ref_logprobs: expected shape \(3,\)"),
         ({"advantages": torch.zeros(2)}, ValueError, r"advantages: expected shape \(1,\), one a sequence, or \(3,\)"),
         ({"mask": torch.ones(2)}, ValueError, r"mask: expected shape \(3,\)"),
         ({"cu_seqlens": torch.tensor([0, 2])}, ValueError, "cu_seqlens: .*end at the number of tokens, 3, got 0 .. 2"),
-        ({"cu_seqlens": torch.tensor([0, 3, 2])}, ValueError, r"cu_seqlens\[2\]: expected an offset >= 3"),
+        (
+            {"cu_seqlens": torch.tensor([0, 3, 2]), "advantages": torch.zeros(2)},
+            ValueError,
+            r"cu_seqlens\[2\]: expected an offset >= 3",
+        ),
         ({"cu_seqlens": torch.tensor([0.0, 3.0])}, TypeError, "cu_seqlens: expected a 1-D integer array"),
         ({"kind": "ppo"}, ValueError, "kind: expected one of 'grpo', .*got 'ppo'"),
         ({"kl_estimator": "k4"}, ValueError, "kl_estimator: expected one of 'k1', 'k2', 'k3'"),

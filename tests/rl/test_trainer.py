@@ -82,8 +82,9 @@ def test_reusing_the_current_logprobs_as_old_ones_changes_nothing(tiny_run, monk
     reused, metrics = run_update(tiny_run, 45)
     monkeypatch.setattr(PolicyUpdate, "_several_updates", True)
     recomputed, again = run_update(tiny_run, 45)
-    assert torch.equal(reused, recomputed)
-    assert metrics == again
+    # The two ways to the log-probs round differently.
+    torch.testing.assert_close(reused, recomputed, atol=1e-6, rtol=1e-5)
+    assert metrics == pytest.approx(again, rel=1e-5, abs=1e-6)
     assert metrics["approx_kl"] == 0.0
     assert metrics["kl_ref"] > 0.0
 
