@@ -3,6 +3,7 @@
 
 #include "advantage/binding_cpu.h"
 #include "clustering/binding_cpu.h"
+#include "scoring/binding.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
@@ -39,4 +40,18 @@ PYBIND11_MODULE(_core, m) {
   m.def("linkage", &clustering::linkage<double>, "rows"_a.noconvert(), "method"_a, "metric"_a, "threshold"_a,
         "n_threads"_a);
   m.def("cut_labels", &clustering::cut, "z"_a.noconvert(), "n_merges"_a, "n"_a);
+
+  namespace scoring = hiexp::scoring;
+  m.def("forward_tile", &scoring::bind_forward_tile<float>, "logits"_a.noconvert(), "bias"_a.noconvert(),
+        "inverse_temperature"_a.noconvert(), "target"_a.noconvert(), "state"_a.noconvert(), "entropy"_a, "n_threads"_a);
+  m.def("backward_tile", &scoring::bind_backward_tile<float>, "logits"_a.noconvert(), "bias"_a.noconvert(),
+        "inverse_temperature"_a.noconvert(), "target"_a.noconvert(), "lse"_a.noconvert(),
+        "upstream_target"_a.noconvert(), "upstream_constant"_a.noconvert(), "upstream_entropy"_a.noconvert(),
+        "out"_a.noconvert(), "n_threads"_a);
+  m.def("forward_tile", &scoring::bind_forward_tile<double>, "logits"_a.noconvert(), "bias"_a.noconvert(),
+        "inverse_temperature"_a.noconvert(), "target"_a.noconvert(), "state"_a.noconvert(), "entropy"_a, "n_threads"_a);
+  m.def("backward_tile", &scoring::bind_backward_tile<double>, "logits"_a.noconvert(), "bias"_a.noconvert(),
+        "inverse_temperature"_a.noconvert(), "target"_a.noconvert(), "lse"_a.noconvert(),
+        "upstream_target"_a.noconvert(), "upstream_constant"_a.noconvert(), "upstream_entropy"_a.noconvert(),
+        "out"_a.noconvert(), "n_threads"_a);
 }
