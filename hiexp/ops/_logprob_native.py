@@ -21,7 +21,7 @@ else:
     torch = require("torch", "train", "hiexp.token_logprobs")
 
 # Bytes. With two tiles in work, at most 256 MB of logits are alive in a process, whatever the number of open graphs.
-KEPT_LIMIT = 224 * 2**20
+KEPT_LIMIT = 240 * 2**20
 
 _lock = threading.Lock()
 _kept_bytes = 0

@@ -25,7 +25,8 @@ def _epilogue(impl: str) -> Epilogue:
     return Epilogue(logprob_epilogue.forward_tile, logprob_epilogue.backward_tile)
 
 
-def _problem(hidden: Any, weight: Any, targets: Any, bias: Any, temperature: Any) -> Problem:
+def make_problem(hidden: Any, weight: Any, targets: Any, bias: Any, temperature: Any) -> Problem:
+    """The checked arguments; ``temperature`` (T,) or None."""
     problem = Problem(hidden, weight, targets, bias, None)
     if temperature is None:
         return problem
@@ -47,7 +48,7 @@ def operator(
     """
     # Under autocast the inner products would silently drop to half precision.
     with torch.autocast(hidden.device.type, enabled=False):
-        problem, epilogue = _problem(hidden, weight, targets, bias, temperature), _epilogue(impl)
+        problem, epilogue = make_problem(hidden, weight, targets, bias, temperature), _epilogue(impl)
         wanted = len(hidden) * len(weight) if keep and epilogue.keeps else 0
         kept = _logprob_native.kept_buffer(wanted, problem.accumulator) if wanted else None
         results = _logprob_tiles.forward(problem, epilogue, entropy=entropy, kept=kept)
@@ -74,7 +75,7 @@ def backward_operator(
     grad_logprobs: Any, grad_entropy: Any, grad_lse: Any, needs: Any, impl: str, kept: Any,
 ) -> tuple[Any, Any, Any]:  # fmt: skip
     """Gradients of hidden, weight and bias; an empty tensor for each that ``needs`` says no to."""
-    problem = _problem(hidden, weight, targets, bias, temperature)
+    problem = make_problem(hidden, weight, targets, bias, temperature)
     constant = grad_lse - grad_logprobs
     # entropy = lse - sum p z, so d entropy / dz_v = -p_v (z_v - lse + entropy)
     with_entropy = grad_entropy.numel() > 0 and bool(grad_entropy.any())

@@ -69,8 +69,8 @@ class Problem:
 
 
 def tile_shape(device: torch.device) -> tuple[int, int]:
-    """(R, W). At most two float32 buffers of that size are alive: 32 MB on a CPU, 256 MB on a GPU."""
-    return (4096, 8192) if device.type == "cuda" else (1024, 4096)
+    """(R, W). At most two float32 buffers of that size are alive: 16 MB on a CPU, 256 MB on a GPU."""
+    return (4096, 8192) if device.type == "cuda" else (1024, 2048)
 
 
 def product(
@@ -102,21 +102,25 @@ class _Scratch:
 
     def __init__(self, problem: Problem) -> None:
         size = 1
-        for total, step in zip((len(problem.hidden), len(problem.weight)), tile_shape(problem.hidden.device), strict=True):
+        for total, step in zip(
+            (len(problem.hidden), len(problem.weight)), tile_shape(problem.hidden.device), strict=True
+        ):
             size *= min(total, step)
-        self.buffer = problem.hidden.new_empty(size if problem.operand == problem.accumulator else 0, dtype=problem.accumulator)
+        self.buffer = problem.hidden.new_empty(
+            size if problem.operand == problem.accumulator else 0, dtype=problem.accumulator
+        )
 
     def tile(self, rows: int, columns: int) -> torch.Tensor | None:
         return self.buffer[: rows * columns].view(rows, columns) if len(self.buffer) else None
 
 
-def _slices(total: int, step: int) -> Iterator[slice]:
+def slices(total: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, total)) for start in range(0, total, step))
 
 
-def _tiles(problem: Problem) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor | None]]:
+def tiles(problem: Problem) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor | None]]:
     """(columns, weight tile (W, H) of the operand type, bias tile (W,) of the accumulator type)."""
-    for columns in _slices(problem.weight.shape[0], tile_shape(problem.hidden.device)[1]):
+    for columns in slices(problem.weight.shape[0], tile_shape(problem.hidden.device)[1]):
         bias = None if problem.bias is None else problem.bias[columns].to(problem.accumulator)
         yield columns, problem.weight[columns].to(problem.operand), bias
 
@@ -139,8 +143,8 @@ def forward(
     state[0] = torch.finfo(problem.accumulator).min  # finite, so that m - m never is inf - inf
     chunk = tile_shape(hidden.device)[0]
     keeper, scratch = Kept(state.new_empty(0) if kept is None else kept), _Scratch(problem)
-    for columns, weight, bias in _tiles(problem):
-        for rows in _slices(hidden.shape[0], chunk):
+    for columns, weight, bias in tiles(problem):
+        for rows in slices(hidden.shape[0], chunk):
             shape = (rows.stop - rows.start, len(weight))
             place = keeper.take(*shape)
             place = scratch.tile(*shape) if place is None else place
@@ -218,9 +222,9 @@ class _Chunk:
 def _chunks(active: torch.Tensor, total: int, step: int, *, aligned: bool) -> list[_Chunk]:
     """The active rows in chunks; ``aligned`` to the chunks of the forward pass over all rows, or packed."""
     if not aligned or len(active) == 0:
-        return [_Chunk(place, place.stop - place.start, None) for place in _slices(len(active), step)]
+        return [_Chunk(place, place.stop - place.start, None) for place in slices(len(active), step)]
     chunks = []
-    for rows in _slices(total, step):
+    for rows in slices(total, step):
         bounds = torch.searchsorted(active, torch.tensor([rows.start, rows.stop], device=active.device)).tolist()
         size = rows.stop - rows.start
         local = None if bounds[1] - bounds[0] == size else active[slice(*bounds)] - rows.start
@@ -236,7 +240,7 @@ def _accumulate(
     hidden_grad, weight_grad, bias_grad = grads
     hidden = problem.hidden.to(problem.operand)
     scratch = _Scratch(problem)
-    for columns, weight, bias in _tiles(problem) if chunks else ():
+    for columns, weight, bias in tiles(problem) if chunks else ():
         weight_sum = None
         if weight_grad is not None:
             # Summed over the row chunks in the accumulator type, then written once in the parameter's own type.
@@ -262,9 +266,9 @@ def _accumulate(
                 bias_sum += logits.sum(0)
             logits = logits.to(problem.operand)
             if hidden_grad is not None:
-                _add_product(hidden_grad[rows], logits, weight)
+                add_product(hidden_grad[rows], logits, weight)
             if weight_sum is not None:
-                _add_product(weight_sum, logits.t(), hidden[rows], first=first)
+                add_product(weight_sum, logits.t(), hidden[rows], first=first)
             first = False
         if weight_sum is not None and weight_sum.data_ptr() != weight_grad[columns].data_ptr():
             weight_grad[columns] = weight_sum
@@ -272,7 +276,7 @@ def _accumulate(
             bias_grad[columns] = bias_sum
 
 
-def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, first: bool = False) -> None:
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, first: bool = False) -> None:
     """``total += left @ right``; with ``first`` what ``total`` held does not count."""
     if left.dtype == total.dtype:
         total.addmm_(left, right, beta=0 if first else 1)
