@@ -25,6 +25,16 @@ def _epilogue(impl: str) -> Epilogue:
     return Epilogue(logprob_epilogue.forward_tile, logprob_epilogue.backward_tile)
 
 
+def _persistent(problem: Problem, entropy: bool) -> tuple[Any, Any, Any]:
+    require("triton", "gpu", 'hiexp.token_logprobs(impl="persistent")')
+    from hiexp.kernels import logprob_persistent
+
+    operands = (x.to(problem.operand) for x in (problem.hidden, problem.weight))
+    hidden, weight = (x if x.stride(1) == 1 else x.contiguous() for x in operands)
+    targets, bias, inverse = problem.targets.contiguous(), problem.bias, problem.inverse_temperature
+    return logprob_persistent.forward(hidden, weight, targets, bias, inverse, entropy=entropy)
+
+
 def make_problem(hidden: Any, weight: Any, targets: Any, bias: Any, temperature: Any) -> Problem:
     """The checked arguments; ``temperature`` (T,) or None."""
     problem = Problem(hidden, weight, targets, bias, None)
@@ -49,6 +59,9 @@ def operator(
     # Under autocast the inner products would silently drop to half precision.
     with torch.autocast(hidden.device.type, enabled=False):
         problem, epilogue = make_problem(hidden, weight, targets, bias, temperature), _epilogue(impl)
+        if impl == "persistent":
+            results = _persistent(problem, entropy)
+            return *results, results[0].new_empty(0)
         wanted = len(hidden) * len(weight) if keep and epilogue.keeps else 0
         kept = _logprob_native.kept_buffer(wanted, problem.accumulator) if wanted else None
         results = _logprob_tiles.forward(problem, epilogue, entropy=entropy, kept=kept)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 else:
     torch = require("torch", "train", "hiexp.token_logprobs")
 
-IMPLEMENTATIONS = ("native", "torch", "triton", "reference")
+IMPLEMENTATIONS = ("native", "torch", "triton", "persistent", "reference")
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class TokenLogprobs:
         logprobs: log softmax of the target, in nats, never above 0.
         entropy: entropy of the softmax in nats, None unless asked for.
         lse: log-sum-exp of the logits after the temperature.
-        finite: bool, no gradient. False where a NaN or an infinite number in the row of ``hidden`` (or in ``weight``) spoilt
-            the row, or where its target is forbidden by a bias of -inf. Such a row spoils no other: a loss over
+        finite: bool, no gradient. False where a NaN or an infinite number in the row of ``hidden`` (or in ``weight``)
+            spoilt the row, or where its target is forbidden by a bias of -inf. Such a row spoils no other: a loss over
             ``logprobs.where(finite, 0)`` and its gradients are those without it.
     """
 
@@ -66,6 +66,8 @@ def token_logprobs(
         entropy: also compute the entropy, with its gradient.
         impl: None picks by the device: ``"triton"`` on a GPU, ``"native"`` (C++) on a CPU. ``"torch"`` needs
             neither; ``"reference"`` computes all logits in float64. These two are for tests and other devices.
+            ``"persistent"``: forward in one Triton kernel, where a row's result does not depend on the number of rows,
+            to the last bit; backward as with ``"triton"``.
 
     Half-precision inputs are accumulated in float32. At most 256 MB of logits are alive at any time.
 
@@ -79,7 +81,7 @@ def token_logprobs(
         hidden, targets = hidden[rows], targets[rows]
         temperature = None if temperature is None else temperature[rows]
     _check_targets(targets, weight.shape[0], rows)
-    impl = _choose_implementation(impl, hidden)
+    impl = _choose_implementation(impl, hidden, weight)
     if impl == "reference":
         return _reference(hidden, weight, targets, bias, temperature, entropy)
     keep = _will_have_backward(hidden, weight, bias)
@@ -166,14 +168,16 @@ def _check_targets(targets: torch.Tensor, vocabulary: int, rows: torch.Tensor | 
         )
 
 
-def _choose_implementation(impl: str | None, hidden: torch.Tensor) -> str:
+def _choose_implementation(impl: str | None, hidden: torch.Tensor, weight: torch.Tensor) -> str:
     if impl is None:
         return "triton" if hidden.is_cuda else "native"
     check_choice("impl", impl, IMPLEMENTATIONS)
     if impl == "native" and hidden.is_cuda:
         raise ValueError(f'impl: "native" is for tensors on a CPU, got hidden on {hidden.device}')
-    if impl == "triton" and not hidden.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError('impl: expected "native", "torch" or "reference" for tensors on a CPU, got "triton"')
+    if impl in ("triton", "persistent") and not hidden.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f'impl: expected "native", "torch" or "reference" for tensors on a CPU, got "{impl}"')
+    if impl == "persistent" and torch.float64 in (hidden.dtype, weight.dtype):
+        raise ValueError('impl: "persistent" computes in float32, expected another one for float64 tensors')
     return impl
 
 

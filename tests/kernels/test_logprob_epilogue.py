@@ -99,6 +99,21 @@ def test_a_tile_of_minus_infinity_leaves_no_nan():
 
 
 @runs_kernels
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_spoilt_row_is_flagged_and_spoils_no_other(assert_close, bad):
+    hidden = torch.randn(6, 5, device=DEVICE)
+    hidden[2, 1] = bad
+    weight = torch.randn(70, 5, device=DEVICE, requires_grad=True)
+    targets = torch.arange(6, device=DEVICE)
+    out = token_logprobs(hidden, weight, targets, impl="triton", entropy=True)
+    assert out.finite.tolist() == [True, True, False, True, True, True]
+    ours = torch.autograd.grad((out.logprobs + out.entropy).where(out.finite, 0.0).sum(), weight)[0]
+    good = token_logprobs(hidden, weight, targets, rows=out.finite, impl="reference", entropy=True)
+    truth = torch.autograd.grad((good.logprobs + good.entropy).sum(), weight)[0]
+    assert_close(ours, truth, torch.float32, budget=1e-5)
+
+
+@runs_kernels
 @pytest.mark.parametrize("rows", [0, 1, 9])
 def test_token_logprobs_end_to_end(monkeypatch, assert_close, rows):
     """Tiles of 4 rows and 40 columns over V = 99: every kind of edge, forward and backward."""

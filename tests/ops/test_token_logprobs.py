@@ -313,7 +313,7 @@ H, W, T = torch.randn(4, 3), torch.randn(7, 3), torch.tensor([0, 1, 2, 6])
             (H, W, T),
             {"impl": "cuda"},
             ValueError,
-            "impl: expected one of 'native', 'torch', 'triton', 'reference', got 'cuda'",
+            "impl: expected one of 'native', 'torch', 'triton', 'persistent', 'reference', got 'cuda'",
         ),
     ],
 )
