@@ -77,9 +77,7 @@ def forward_kernel(
     BLOCK_H: tl.constexpr,
 ):
     if TMA:
-        hidden_tiles = tl.make_tensor_descriptor(
-            hidden_ptr, [rows, width], [hidden_stride, 1], [BLOCK_T, BLOCK_H]
-        )
+        hidden_tiles = tl.make_tensor_descriptor(hidden_ptr, [rows, width], [hidden_stride, 1], [BLOCK_T, BLOCK_H])
         weight_tiles = tl.make_tensor_descriptor(
             weight_ptr, [vocabulary, width], [weight_stride, 1], [BLOCK_V, BLOCK_H]
         )

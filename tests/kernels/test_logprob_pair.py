@@ -42,7 +42,7 @@ def tiles(rows, columns, dtype, extras):
 
 @runs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 17), (2, 2049), (6, 5003)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 17), (2, 2049)])
 @pytest.mark.parametrize("extras", [False, True])
 def test_forward_equals_its_twin(dtype, rows, columns, extras, assert_close):
     from hiexp.kernels import logprob_pair
@@ -61,7 +61,7 @@ def test_forward_equals_its_twin(dtype, rows, columns, extras, assert_close):
 
 @runs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 17), (2, 2049), (6, 5003)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 17), (2, 2049)])
 @pytest.mark.parametrize("extras", [False, True])
 def test_backward_equals_its_twin(dtype, rows, columns, extras, assert_close):
     from hiexp.kernels import logprob_pair
