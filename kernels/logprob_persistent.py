@@ -93,7 +93,7 @@ def forward_kernel(
         s = tl.zeros((BLOCK_T,), tl.float32)
         a = tl.zeros((BLOCK_T,), tl.float32)
         z_y = tl.zeros((BLOCK_T,), tl.float32)
-        for tile in range(0, SPLIT_TILES):
+        for tile in range(SPLIT_TILES):
             first = (split * SPLIT_TILES + tile) * BLOCK_V
             v = first + tl.arange(0, BLOCK_V)
             z = tl.zeros((BLOCK_T, BLOCK_V), tl.float32)
@@ -150,7 +150,7 @@ def merge_kernel(
     s = tl.zeros((BLOCK_R,), tl.float32)
     a = tl.zeros((BLOCK_R,), tl.float32)
     z_y = tl.zeros((BLOCK_R,), tl.float32)
-    for split in range(0, splits):
+    for split in range(splits):
         base = partial_ptr + tl.cast(split, tl.int64) * 4 * partial_stride + t
         m_ = tl.load(base, mask=live, other=0.0)
         s_ = tl.load(base + partial_stride, mask=live, other=1.0)

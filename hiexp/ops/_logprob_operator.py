@@ -32,7 +32,8 @@ def _persistent(problem: Problem, entropy: bool) -> tuple[Any, Any, Any]:
     operands = (x.to(problem.operand) for x in (problem.hidden, problem.weight))
     hidden, weight = (x if x.stride(1) == 1 else x.contiguous() for x in operands)
     targets, bias, inverse = problem.targets.contiguous(), problem.bias, problem.inverse_temperature
-    return logprob_persistent.forward(hidden, weight, targets, bias, inverse, entropy=entropy)
+    logprobs, entropies, lse = logprob_persistent.forward(hidden, weight, targets, bias, inverse, entropy=entropy)
+    return logprobs, entropies, lse
 
 
 def make_problem(hidden: Any, weight: Any, targets: Any, bias: Any, temperature: Any) -> Problem:

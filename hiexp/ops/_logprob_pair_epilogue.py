@@ -33,7 +33,7 @@ def forward_tile(
 ) -> None:
     """Merge a tile into ``state`` (7, R): m_a, s_a, y_a, m_b, s_b, y_b, d. Both tiles are used up."""
     d = state[6]
-    shifts, decays, exponential = [], [], None
+    shifts, decays = [], []
     for z, (m, s, y) in ((z_a, state[:3]), (z_b, state[3:6])):
         finish_logits(z, bias, inverse_temperature)
         inside = (target >= 0) & (target < z.shape[1])
@@ -44,8 +44,7 @@ def forward_tile(
         decays.append(shifts[-1].exp())
         m.copy_(peak)
         z -= peak[:, None]
-        if exponential is None:
-            exponential = z.exp()
+    exponential = z_a.exp()
     z_a -= z_b
     difference = z_a.mul_(exponential).masked_fill_(exponential == 0, 0.0)
     # a shift below FLOOR has decay 0: what it multiplies does not matter, but must not overflow
