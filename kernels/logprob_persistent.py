@@ -1,4 +1,4 @@
-"""Persistent Triton kernel of the ``token_logprobs`` forward pass: product and row epilogue in one, no logits in memory.
+"""Persistent Triton kernel of the ``token_logprobs`` forward pass: product and row epilogue in one.
 
 A unit of work is BLOCK_T rows times a split of SPLIT_TILES vocabulary tiles of BLOCK_V columns. As many programs as the
 GPU has multiprocessors take units in a fixed order, GROUP row blocks together, so that programs that run at the same

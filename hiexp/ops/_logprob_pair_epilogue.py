@@ -34,7 +34,7 @@ def forward_tile(
     """Merge a tile into ``state`` (7, R): m_a, s_a, y_a, m_b, s_b, y_b, d. Both tiles are used up."""
     d = state[6]
     shifts, decays = [], []
-    for z, (m, s, y) in ((z_a, state[:3]), (z_b, state[3:6])):
+    for z, m, y in ((z_a, state[0], state[2]), (z_b, state[3], state[5])):
         finish_logits(z, bias, inverse_temperature)
         inside = (target >= 0) & (target < z.shape[1])
         picked = z.gather(1, target.clamp(0, z.shape[1] - 1)[:, None]).squeeze(1)

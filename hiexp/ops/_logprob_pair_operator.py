@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 else:
     torch = require("torch", "train", "hiexp.paired_logprobs")
 
-_INPUTS = "Tensor hidden_a, Tensor hidden_b, Tensor weight, Tensor? weight_b, Tensor targets, Tensor? bias, Tensor? temperature"
+_INPUTS = (
+    "Tensor hidden_a, Tensor hidden_b, Tensor weight, Tensor? weight_b, Tensor targets, Tensor? bias, "
+    "Tensor? temperature"
+)
 
 
 def _epilogue(impl: str) -> PairEpilogue:

@@ -61,7 +61,7 @@ def paired_logprobs(
 
     Args:
         hidden_a: (T, H) final hidden states of side a; row t predicts ``targets[t]``.
-        hidden_b: (T, H') those of side b for the same tokens, of the same dtype. Detach it to make it a fixed reference.
+        hidden_b: (T, H') those of side b for the same tokens, of the same dtype. Detach it to make it a reference.
         weight: (V, H) LM head of side a, and of side b unless ``weight_b`` is given.
         targets: (T,) integer token ids; entries outside ``rows`` are not looked at.
         weight_b: (V, H') LM head of side b, of the dtype of ``weight``; H' may differ from H.
@@ -111,7 +111,7 @@ def _check_sides(hidden_a: Any, hidden_b: Any, weight: Any, weight_b: Any, targe
         raise TypeError(f"hidden_b: expected {hidden_a.dtype}, the dtype of hidden_a, got {describe(hidden_b)}")
     if weight_b is not None and (weight_b.dtype != weight.dtype or len(weight_b) != len(weight)):
         raise ValueError(
-            f"weight_b: expected {len(weight)} vocabulary rows of {weight.dtype}, as weight has, got {describe(weight_b)}"
+            f"weight_b: expected {len(weight)} vocabulary rows of {weight.dtype}, as weight, got {describe(weight_b)}"
         )
 
 

@@ -18,7 +18,7 @@ def paired_logprobs(
     bias: Any = None,
     temperature: Any = None,
 ) -> tuple[Any, Any, Any, Any, Any]:
-    """(log-probs a, log-probs b, KL(a || b), log-sum-exp a, log-sum-exp b), (T,) each, float64; differentiable torch."""
+    """(log-probs a, log-probs b, KL(a || b), log-sum-exp a, log-sum-exp b), (T,) each, float64; differentiable."""
     torch = require("torch", "train", "hiexp.ops.reference_paired")
     sides = []
     for hidden, head in ((hidden_a, weight), (hidden_b, weight if weight_b is None else weight_b)):
