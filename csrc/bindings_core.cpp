@@ -4,6 +4,7 @@
 #include "advantage/binding_cpu.h"
 #include "clustering/binding_cpu.h"
 #include "clustering/matrix_linkage.h"
+#include "scoring/binding.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
@@ -49,4 +50,18 @@ PYBIND11_MODULE(_core, m) {
   m.def("condensed_offset", &clustering::condensed_offset, "i"_a, "j"_a, "n"_a);
   m.def("triangle_offset", &clustering::triangle_offset, "i"_a);
   m.def("cut_labels", &clustering::cut, "z"_a.noconvert(), "n_merges"_a, "n"_a);
+
+  namespace scoring = hiexp::scoring;
+  m.def("forward_tile", &scoring::bind_forward_tile<float>, "logits"_a.noconvert(), "bias"_a.noconvert(),
+        "inverse_temperature"_a.noconvert(), "target"_a.noconvert(), "state"_a.noconvert(), "entropy"_a, "n_threads"_a);
+  m.def("backward_tile", &scoring::bind_backward_tile<float>, "logits"_a.noconvert(), "bias"_a.noconvert(),
+        "inverse_temperature"_a.noconvert(), "target"_a.noconvert(), "lse"_a.noconvert(),
+        "upstream_target"_a.noconvert(), "upstream_constant"_a.noconvert(), "upstream_entropy"_a.noconvert(),
+        "out"_a.noconvert(), "n_threads"_a);
+  m.def("forward_tile", &scoring::bind_forward_tile<double>, "logits"_a.noconvert(), "bias"_a.noconvert(),
+        "inverse_temperature"_a.noconvert(), "target"_a.noconvert(), "state"_a.noconvert(), "entropy"_a, "n_threads"_a);
+  m.def("backward_tile", &scoring::bind_backward_tile<double>, "logits"_a.noconvert(), "bias"_a.noconvert(),
+        "inverse_temperature"_a.noconvert(), "target"_a.noconvert(), "lse"_a.noconvert(),
+        "upstream_target"_a.noconvert(), "upstream_constant"_a.noconvert(), "upstream_entropy"_a.noconvert(),
+        "out"_a.noconvert(), "n_threads"_a);
 }

@@ -56,7 +56,7 @@ def forward_kernel(
         # -1e4: exp is exactly 0 there, and 0 * -1e4 is 0 where 0 * -inf would be NaN.
         shift = tl.maximum(m - peak, -1e4)
         decay = tl.exp(shift)
-        shifted = tl.maximum(z - peak, -1e4)
+        shifted = tl.where(z == float("-inf"), -1e4, z - peak)  # not maximum(): it would turn NaN into -1e4
         exponential = tl.exp(shifted)
         if ENTROPY:
             a = decay * (a + shift * s) + tl.sum(exponential * shifted, axis=0)
@@ -106,7 +106,8 @@ def backward_kernel(
     z -= tl.load(lse_ptr + row)
     coefficient = tl.load(upstream_constant_ptr + row)
     if ENTROPY:
-        coefficient = coefficient - tl.load(upstream_entropy_ptr + row) * tl.maximum(z, -1e4)
+        logprob = tl.where(z == float("-inf"), -1e4, z)
+        coefficient = coefficient - tl.load(upstream_entropy_ptr + row) * logprob
     gradient = coefficient * tl.exp(z)
     target = tl.load(target_ptr + row)
     gradient += tl.where(offsets == target, tl.load(upstream_target_ptr + row), 0.0)

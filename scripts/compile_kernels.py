@@ -2,7 +2,9 @@
 
 Each module of kernels/ lists its configurations in ``compile_targets()``. For each one the table shows the shared
 memory it needs against what a block may have, and registers and spilled bytes a thread. Exit status 1 if one does not
-compile or does not fit.
+compile, does not fit, or spills more than a few values.
+
+"capabilities" among the options of a configuration: the targets it is meant for, all of them where it is absent.
 """
 
 from __future__ import annotations
@@ -20,23 +22,29 @@ from triton.compiler import ASTSource
 
 # Bytes of shared memory a block may use, CUDA C programming guide, table of technical specifications.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
+# Registers a thread may have; beyond them values spill to local memory. Eight four-byte values, loaded once a tile
+# outside the loop of the products, cost nothing that counts; more would.
+REGISTER_LIMIT = 255
+SPILL_LIMIT = 32
+LAUNCH = ("num_warps", "num_stages")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
 def compile_one(kernel, signature, constants, options, capability):
     """The compiled kernel; pointers that are None in ``signature`` are absent."""
     absent = {name: None for name, kind in signature.items() if kind is None}
-    tuning = {name: value for name, value in options.items() if name not in ("num_warps", "num_stages")}
+    tuning = {name: value for name, value in options.items() if name not in (*LAUNCH, "capabilities")}
     values = {**absent, **constants, **tuning}
     full = {name: "constexpr" if name in values else signature[name] for name in kernel.arg_names}
-    # Pointers and row strides are multiples of 16, as the allocator and tile_shape make them.
+    # Pointers, row strides and widths are multiples of 16, as the allocator, tile_shape and models make them; counts
+    # that vary from batch to batch are not specialised.
     attributes = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(kernel.arg_names)
-        if name not in values and name.endswith(("_ptr", "_stride"))
+        if name not in values and name.endswith(("_ptr", "_stride")) and not kernel.params[i].do_not_specialize
     }
     source = ASTSource(fn=kernel, signature=full, constexprs=values, attrs=attributes)
-    launch = {name: value for name, value in options.items() if name in ("num_warps", "num_stages")}
+    launch = {name: value for name, value in options.items() if name in LAUNCH}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
 
 
@@ -48,8 +56,8 @@ def resources(compiled):
         text = subprocess.run(
             [CUOBJDUMP, "--dump-resource-usage", stream.name], capture_output=True, text=True, check=True
         ).stdout
-    usage = dict(re.findall(r"(REG|LOCAL):(\d+)", text))
-    return int(usage["REG"]), int(usage["LOCAL"])
+    usage = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    return usage["REG"], usage["STACK"] + usage["LOCAL"]  # ptxas puts what it spills on the stack
 
 
 def main() -> int:
@@ -60,7 +68,8 @@ def main() -> int:
         for kernel, signature, constants, options in module.compile_targets():
             flags = " ".join(name.lower() for name, value in constants.items() if value is True)
             label = f"{path.stem}.{kernel.__name__} {next(iter(signature.values())).lstrip('*')} {flags}".strip()
-            for capability, limit in SHARED_LIMIT.items():
+            for capability in options.get("capabilities", SHARED_LIMIT):
+                limit = SHARED_LIMIT[capability]
                 try:
                     compiled = compile_one(kernel, signature, constants, options, capability)
                 except Exception as error:  # whatever the compiler raises, the others are still worth trying
@@ -68,8 +77,10 @@ def main() -> int:
                     failures += 1
                     continue
                 shared, (registers, spilled) = compiled.metadata.shared, resources(compiled)
-                failures += shared > limit
-                print(f"{label:<86} sm_{capability:<4} {shared:>8} {limit:>8} {registers:>9} {spilled:>8}")
+                fits = shared <= limit and registers <= REGISTER_LIMIT and spilled <= SPILL_LIMIT
+                failures += not fits
+                row = f"{label:<86} sm_{capability:<4} {shared:>8} {limit:>8} {registers:>9} {spilled:>8}"
+                print(row if fits else f"{row}  TOO MUCH", flush=True)
     return 1 if failures else 0
 
 

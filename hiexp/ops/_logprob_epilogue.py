@@ -17,7 +17,7 @@ else:
     torch = require("torch", "train", "hiexp.token_logprobs")
 
 
-def _finish_logits(
+def finish_logits(
     logits: torch.Tensor, bias: torch.Tensor | None, inverse_temperature: torch.Tensor | None
 ) -> torch.Tensor:
     if bias is not None:
@@ -37,7 +37,7 @@ def forward_tile(
     entropy: bool,
 ) -> None:
     """Merge a tile into ``state`` (4, R): m, s, a, z_y. ``logits`` is used up."""
-    z = _finish_logits(logits, bias, inverse_temperature)
+    z = finish_logits(logits, bias, inverse_temperature)
     m, s, a, z_y = state
     inside = (target >= 0) & (target < z.shape[1])
     picked = z.gather(1, target.clamp(0, z.shape[1] - 1)[:, None]).squeeze(1)
@@ -65,7 +65,7 @@ def backward_tile(
     upstream: Upstream,
 ) -> None:
     """Replace ``logits`` by the gradient with respect to the bare product plus bias."""
-    z = _finish_logits(logits, bias, inverse_temperature)
+    z = finish_logits(logits, bias, inverse_temperature)
     z -= lse[:, None]
     if upstream.entropy is None:
         z.exp_().mul_(upstream.constant[:, None])

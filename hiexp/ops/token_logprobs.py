@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 else:
     torch = require("torch", "train", "hiexp.token_logprobs")
 
-IMPLEMENTATIONS = ("torch", "triton", "reference")
+IMPLEMENTATIONS = ("native", "torch", "triton", "persistent", "reference")
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,15 @@ class TokenLogprobs:
         logprobs: log softmax of the target, in nats, never above 0.
         entropy: entropy of the softmax in nats, None unless asked for.
         lse: log-sum-exp of the logits after the temperature.
+        finite: bool, no gradient. False where a NaN or an infinite number in the row of ``hidden`` (or in ``weight``)
+            spoilt the row, or where its target is forbidden by a bias of -inf. Such a row spoils no other: a loss over
+            ``logprobs.where(finite, 0)`` and its gradients are those without it.
     """
 
     logprobs: torch.Tensor
     entropy: torch.Tensor | None
     lse: torch.Tensor
+    finite: torch.Tensor
 
 
 def token_logprobs(
@@ -60,8 +64,10 @@ def token_logprobs(
         bias: (V,) or None. Entries of -inf are allowed (forbidden tokens).
         temperature: positive number, or (T,) tensor with one a row (no gradient flows to it).
         entropy: also compute the entropy, with its gradient.
-        impl: None picks by the device: ``"triton"`` on a GPU, ``"torch"`` on a CPU. ``"reference"`` computes all
-            logits in float64, for tests.
+        impl: None picks by the device: ``"triton"`` on a GPU, ``"native"`` (C++) on a CPU. ``"torch"`` needs
+            neither; ``"reference"`` computes all logits in float64. These two are for tests and other devices.
+            ``"persistent"``: forward in one Triton kernel, where a row's result does not depend on the number of rows,
+            to the last bit; backward as with ``"triton"``.
 
     Half-precision inputs are accumulated in float32. At most 256 MB of logits are alive at any time.
 
@@ -75,11 +81,23 @@ def token_logprobs(
         hidden, targets = hidden[rows], targets[rows]
         temperature = None if temperature is None else temperature[rows]
     _check_targets(targets, weight.shape[0], rows)
-    impl = _choose_implementation(impl, hidden)
+    impl = _choose_implementation(impl, hidden, weight)
     if impl == "reference":
         return _reference(hidden, weight, targets, bias, temperature, entropy)
-    logprobs, entropies, lse = operator(hidden, weight, targets.long(), bias, temperature, entropy, impl)
-    return TokenLogprobs(logprobs, entropies if entropy else None, lse)
+    keep = _will_have_backward(hidden, weight, bias)
+    logprobs, entropies, lse, _ = operator(hidden, weight, targets.long(), bias, temperature, entropy, impl, keep)
+    return _result(logprobs, entropies if entropy else None, lse)
+
+
+def _result(logprobs: torch.Tensor, entropy: torch.Tensor | None, lse: torch.Tensor) -> TokenLogprobs:
+    return TokenLogprobs(logprobs, entropy, lse, torch.isfinite(logprobs.detach()) & torch.isfinite(lse.detach()))
+
+
+def _will_have_backward(*inputs: torch.Tensor | None) -> bool:
+    """Whether to keep logits for a backward pass. Not under torch.compile: how many fit is known at run time only."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return False
+    return any(x is not None and x.requires_grad for x in inputs)
 
 
 def _check_tensors(hidden: Any, weight: Any, targets: Any, bias: Any) -> None:
@@ -150,12 +168,16 @@ def _check_targets(targets: torch.Tensor, vocabulary: int, rows: torch.Tensor | 
         )
 
 
-def _choose_implementation(impl: str | None, hidden: torch.Tensor) -> str:
+def _choose_implementation(impl: str | None, hidden: torch.Tensor, weight: torch.Tensor) -> str:
     if impl is None:
-        return "triton" if hidden.is_cuda else "torch"
+        return "triton" if hidden.is_cuda else "native"
     check_choice("impl", impl, IMPLEMENTATIONS)
-    if impl == "triton" and not hidden.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError('impl: expected "torch" or "reference" for tensors on a CPU, got "triton"')
+    if impl == "native" and hidden.is_cuda:
+        raise ValueError(f'impl: "native" is for tensors on a CPU, got hidden on {hidden.device}')
+    if impl in ("triton", "persistent") and not hidden.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f'impl: expected "native", "torch" or "reference" for tensors on a CPU, got "{impl}"')
+    if impl == "persistent" and torch.float64 in (hidden.dtype, weight.dtype):
+        raise ValueError('impl: "persistent" computes in float32, expected another one for float64 tensors')
     return impl
 
 
@@ -163,4 +185,4 @@ def _reference(hidden: Any, weight: Any, targets: Any, bias: Any, temperature: A
     logprobs, entropies, lse = reference.token_logprobs(hidden, weight, targets, bias=bias, temperature=temperature)
     double = torch.float64 in (hidden.dtype, weight.dtype)
     logprobs, entropies, lse = (x if double else x.float() for x in (logprobs, entropies, lse))
-    return TokenLogprobs(logprobs, entropies if entropy else None, lse)
+    return _result(logprobs, entropies if entropy else None, lse)

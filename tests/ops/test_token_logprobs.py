@@ -89,7 +89,7 @@ def test_operators_are_well_formed(small_tiles):
     """Schema, fake implementation and autograd registration, as torch.compile relies on them."""
     hidden, weight, targets = make(5, 3, 19)
     for entropy in (False, True):
-        arguments = (hidden, weight, targets, None, torch.full((5,), 0.7), entropy, "torch")
+        arguments = (hidden, weight, targets, None, torch.full((5,), 0.7), entropy, "native", False)
         torch.library.opcheck(
             torch.ops.hiexp.token_logprobs.default,
             arguments,
@@ -270,8 +270,8 @@ def test_logits_never_exist_as_a_whole(monkeypatch):
     sizes = []
     original = _logprob_tiles.product
 
-    def recorded(left, right, accumulator):
-        result = original(left, right, accumulator)
+    def recorded(left, right, accumulator, out=None):
+        result = original(left, right, accumulator, out)
         sizes.append(result.numel() * result.element_size())
         return result
 
@@ -309,7 +309,12 @@ H, W, T = torch.randn(4, 3), torch.randn(7, 3), torch.tensor([0, 1, 2, 6])
         ((H, W, T), {"rows": torch.ones(3, dtype=torch.bool)}, ValueError, r"rows: expected shape \(4,\)"),
         ((H, W, T), {"rows": torch.tensor([0, 4])}, ValueError, r"rows: expected indices in 0..3, got 0 .. 4"),
         ((H, W, T), {"rows": torch.ones(4)}, TypeError, "rows: expected a bool mask"),
-        ((H, W, T), {"impl": "cuda"}, ValueError, "impl: expected one of 'torch', 'triton', 'reference', got 'cuda'"),
+        (
+            (H, W, T),
+            {"impl": "cuda"},
+            ValueError,
+            "impl: expected one of 'native', 'torch', 'triton', 'persistent', 'reference', got 'cuda'",
+        ),
     ],
 )
 def test_errors_name_the_argument(arguments, options, error, match):
@@ -319,5 +324,7 @@ def test_errors_name_the_argument(arguments, options, error, match):
 
 def test_triton_on_a_cpu_is_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(ValueError, match='impl: expected "torch" or "reference" for tensors on a CPU, got "triton"'):
+    with pytest.raises(
+        ValueError, match='impl: expected "native", "torch" or "reference" for tensors on a CPU, got "triton"'
+    ):
         token_logprobs(H, W, T, impl="triton")
