@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from hiexp.ops._shared_prefix_layout import Part, PrefixLayout
 
 IMPLEMENTATIONS = ("flash", "torch")
+_aten: Any = torch.ops.aten
 
 # q, k, v, causal, scale -> output (t, Hq, D), log-sum-exp (t, Hq); and its gradient for output and lse of the whole.
 SegmentForward = Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
@@ -115,16 +116,14 @@ def _heads_first(*tensors: Tensor) -> list[Tensor]:
 
 
 def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        *_heads_first(q, k, v), 0.0, causal, scale=scale
-    )
+    output, lse = _aten._scaled_dot_product_flash_attention_for_cpu(*_heads_first(q, k, v), 0.0, causal, scale=scale)
     return output[0].transpose(0, 1), lse[0].transpose(0, 1)
 
 
 def _cpu_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, output: Tensor, lse: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+    grads = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
         *_heads_first(grad, q, k, v, output, lse), 0.0, causal, scale=scale
     )
     dq, dk, dv = (tensor[0].transpose(0, 1) for tensor in grads)
@@ -175,7 +174,7 @@ def _cuda_arguments(part: Part) -> tuple[Any, ...]:
 
 def _cuda_forward(q: Tensor, k: Tensor, v: Tensor, part: Part, scale: float) -> tuple[Tensor, Tensor]:
     a, b = slice(part.queries[0], part.queries[-1]), slice(part.keys[0], part.keys[-1])
-    output, lse, *_ = torch.ops.aten._flash_attention_forward(
+    output, lse, *_ = _aten._flash_attention_forward(
         q[a], k[b], v[b], *_cuda_arguments(part), 0.0, part.causal, False, scale=scale
     )
     return output, lse.transpose(0, 1)  # the kernel writes (Hq, t)
@@ -187,7 +186,7 @@ def _cuda_backward(
     a, b = slice(part.queries[0], part.queries[-1]), slice(part.keys[0], part.keys[-1])
     # Without dropout the kernel never reads the state of the random generator; it only wants the two tensors.
     state, unused = (torch.zeros(size, dtype=torch.uint64, device=q.device) for size in ((2,), ()))
-    grads: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
+    grads: tuple[Tensor, Tensor, Tensor] = _aten._flash_attention_backward(
         grad[a], q[a], k[b], v[b], output[a], lse[a].transpose(0, 1).contiguous(),
         *_cuda_arguments(part), 0.0, part.causal, state, unused, scale=scale,
     )  # fmt: skip

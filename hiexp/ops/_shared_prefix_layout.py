@@ -69,7 +69,7 @@ class PackedGroups:
     starts: list[tuple[int, int, list[int]]]
 
     def rows(self, group: int, response: int, positions: torch.Tensor) -> torch.Tensor:
-        """Packed rows (n,) of the tokens at ``positions`` (n,) int64 of prefix + response; several share prefix rows."""
+        """Packed rows (n,) of the tokens at ``positions`` (n,) int64 of prefix + response; prefix rows are common."""
         prefix_start, prefix_length, response_starts = self.starts[group]
         behind = response_starts[response] - prefix_length
         return positions + torch.where(positions < prefix_length, prefix_start, behind)

@@ -47,7 +47,7 @@ def packed_hidden_states(model: Any, packed: PackedGroups, impl: str | None = No
 def why_unsupported(model: Any) -> str | None:
     """What of ``model`` cannot be scored behind a shared prefix, None if nothing."""
     causal = _without_adapter(model)
-    config = getattr(causal, "config", None)
+    config: Any = getattr(causal, "config", None)
     head = causal.get_output_embeddings() if hasattr(causal, "get_output_embeddings") else None
     if getattr(config, "model_type", None) not in FAMILIES or head is None or causal.base_model is causal:
         return f"expected a causal language model of one of the families {', '.join(FAMILIES)}, got {_name(model)}"
@@ -96,7 +96,7 @@ def _check_length(config: Any, longest: int) -> None:
             f"prefix_ids, response_ids: expected at most {config.max_position_embeddings} tokens in prefix + response "
             f"(max_position_embeddings), got {longest}"
         )
-    window = getattr(config, "sliding_window", None)
+    window: Any = getattr(config, "sliding_window", None)
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()) and longest > window:
         raise ValueError(
             f"prefix_ids, response_ids: expected at most {window} tokens in prefix + response (sliding_window), "
@@ -118,9 +118,9 @@ def _attention(
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
     # Rotary factors in another precision may have widened queries and keys.
-    packed = [tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value)]
+    q, k, v = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return shared_prefix_attention(*packed, layout, scale, impl)[None], None
+    return shared_prefix_attention(q, k, v, layout, scale, impl)[None], None
 
 
 AttentionInterface.register(NAME, _attention)

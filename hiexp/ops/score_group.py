@@ -94,9 +94,7 @@ def score_group(
     hidden = _hidden_states(model, prefix, responses, scored, impl)  # (N, H)
     targets = torch.cat([ids[tokens] for ids, tokens in zip(responses, scored, strict=True)])
     head = causal.get_output_embeddings()
-    result = token_logprobs(
-        hidden, head.weight, targets, bias=head.bias, temperature=temperature, entropy=entropy
-    )  # fmt: skip
+    result = token_logprobs(hidden, head.weight, targets, bias=head.bias, temperature=temperature, entropy=entropy)
     cu_seqlens = torch.tensor([*accumulate(map(len, scored), initial=0)], device=prefix.device)
     return GroupScores(result.logprobs, result.entropy, cu_seqlens, hidden if return_hidden else None)
 
@@ -146,7 +144,7 @@ def _scored_tokens(mask: Any, responses: list[torch.Tensor]) -> list[torch.Tenso
         flags = torch.as_tensor(row)
         if flags.shape != ids.shape:
             raise ValueError(f"mask[{g}]: expected shape {tuple(ids.shape)} (response {g}), got {tuple(flags.shape)}")
-        if flags.is_floating_point() or bool(((flags != 0) & (flags != 1)).any()):
+        if (len(flags) and flags.is_floating_point()) or bool(((flags != 0) & (flags != 1)).any()):
             raise ValueError(f"mask[{g}]: expected bool or 0 and 1, got {describe(flags)}")
         scored.append(flags.to(ids.device).nonzero().squeeze(1))
     return scored
