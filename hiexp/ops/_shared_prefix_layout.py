@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 
@@ -37,6 +38,10 @@ class Part:
         pairs = zip(pairwise(self.queries), pairwise(self.keys), strict=True)
         return [(slice(*queries), slice(*keys)) for queries, keys in pairs]
 
+    def to(self, device: Any) -> Part:
+        offsets = self.queries_on_device.to(device), self.keys_on_device.to(device)
+        return Part(self.queries, self.keys, self.causal, *offsets)
+
 
 @dataclass(frozen=True)
 class PrefixLayout:
@@ -51,6 +56,10 @@ class PrefixLayout:
     own: Part
     cross: Part | None
     longest: int
+
+    def to(self, device: Any) -> PrefixLayout:
+        """The same layout with its offsets on ``device``."""
+        return PrefixLayout(self.own.to(device), None if self.cross is None else self.cross.to(device), self.longest)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from hiexp.ops._shared_prefix_attention import shared_prefix_attention
-from hiexp.ops._shared_prefix_layout import PackedGroups
+from hiexp.ops._shared_prefix_layout import PrefixLayout
 
 NAME = "hiexp_shared_prefix"
 FAMILIES = ("llama", "qwen2", "qwen3")
@@ -26,20 +26,21 @@ FAMILIES = ("llama", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
-def packed_hidden_states(model: Any, packed: PackedGroups, impl: str | None = None) -> torch.Tensor:
-    """Last hidden states ``(T, H)`` of the packed tokens, after the final norm.
+def packed_hidden_states(
+    model: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, layout: PrefixLayout, impl: str | None = None
+) -> torch.Tensor:
+    """Last hidden states ``(T, H)`` of packed tokens (1, T), after the final norm.
 
     Raises:
-        ValueError: see :func:`check_model`; or a sequence longer than the model's positions or sliding window.
+        ValueError: see :func:`check_model`. That the sequences fit the model is up to :func:`check_length`.
     """
     causal = check_model(model)
-    _check_length(causal.config, packed.layout.longest)
     # A mask of four dimensions is passed on as it is, so no (T, T) mask is built; our attention reads the layout.
-    no_mask = torch.empty(1, 1, 1, 1, device=packed.input_ids.device)
+    no_mask = torch.empty(1, 1, 1, 1, device=input_ids.device)
     with _attention_switched(causal.base_model):
         output = causal.base_model(
-            input_ids=packed.input_ids, attention_mask=no_mask, position_ids=packed.position_ids, use_cache=False,
-            shared_prefix=(packed.layout, impl),
+            input_ids=input_ids, attention_mask=no_mask, position_ids=position_ids, use_cache=False,
+            shared_prefix=(layout, impl),
         )  # fmt: skip
     return output.last_hidden_state[0]
 
@@ -90,7 +91,8 @@ def _name(model: Any) -> str:
     return type(model).__name__ + (f" (model_type {kind!r})" if kind is not None else "")
 
 
-def _check_length(config: Any, longest: int) -> None:
+def check_length(config: Any, longest: int) -> None:
+    """Raise ValueError where prefix + response, ``longest`` tokens, exceed the positions or the sliding window."""
     if longest > config.max_position_embeddings:
         raise ValueError(
             f"prefix_ids, response_ids: expected at most {config.max_position_embeddings} tokens in prefix + response "

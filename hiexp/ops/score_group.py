@@ -26,7 +26,7 @@ require("transformers", "train", "hiexp.score_group")
 
 from hiexp.ops._shared_prefix_attention import IMPLEMENTATIONS  # noqa: E402 - needs torch
 from hiexp.ops._shared_prefix_layout import pack_groups  # noqa: E402
-from hiexp.ops._shared_prefix_model import check_model, packed_hidden_states  # noqa: E402
+from hiexp.ops._shared_prefix_model import check_length, check_model, packed_hidden_states  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,9 @@ def _hidden_states(
     # The last scored token of a response is a target only, never an input.
     lengths = [int(tokens[-1]) if len(tokens) else 0 for tokens in scored]
     packed = pack_groups([(prefix, [ids[:length] for ids, length in zip(responses, lengths, strict=True)])])
+    check_length(check_model(model).config, packed.layout.longest)
     rows = torch.cat([packed.rows(0, g, len(prefix) + tokens - 1) for g, tokens in enumerate(scored)])
-    return packed_hidden_states(model, packed, impl)[rows]
+    return packed_hidden_states(model, packed.input_ids, packed.position_ids, packed.layout, impl)[rows]
 
 
 def _token_ids(name: str, value: Any, vocabulary: torch.Tensor) -> torch.Tensor:

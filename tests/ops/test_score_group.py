@@ -487,7 +487,7 @@ def test_several_groups_in_one_call():
     shape = [(4, (3, 5)), (7, ()), (2, (1,))]
     groups = [make_ids(p, lengths) for p, lengths in shape]
     packed = pack_groups(groups)
-    hidden = packed_hidden_states(model, packed)
+    hidden = packed_hidden_states(model, packed.input_ids, packed.position_ids, packed.layout)
     for group, (prefix, responses) in enumerate(groups):
         for response in range(len(responses)):
             ids = torch.cat([prefix, responses[response]])
