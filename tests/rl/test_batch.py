@@ -99,8 +99,9 @@ def test_packing_shares_the_prompt_of_each_group():
     again = microbatches(rollouts, [5, 3, 1, 0, 2, 4], 1000, pad_id=0, packed=True)
     assert again[0].indices == batch.indices
     # A group beyond the budget is cut; each part then has the prompt for itself.
-    batches = microbatches(rollouts[::3] * 3, range(6), 30, pad_id=0, packed=True)
-    assert [batch.input_ids.shape[1] for batch in batches] == [29, 29]
+    rollouts = [make_rollout([1] * 20 + [2 + i, 9, 9, 9], [0] * 20 + [1] * 4) for i in range(4)]
+    batches = microbatches(rollouts, range(4), 30, pad_id=0, packed=True)
+    assert [batch.input_ids.shape[1] for batch in batches] == [20 + 3 * 3, 20 + 3]
 
 
 def test_tokens_after_the_last_sampled_one_are_dropped():
