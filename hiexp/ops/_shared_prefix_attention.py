@@ -169,7 +169,8 @@ def _torch_backward(
 def _cuda_arguments(part: Part) -> tuple[Any, ...]:
     """Offsets and longest segments of queries and keys, as the variable-length kernels take them."""
     longest = [max(rows.stop - rows.start for rows in column) for column in zip(*part.segments(), strict=True)]
-    return part.queries_on_device, part.keys_on_device, longest[0], longest[1]
+    # At a longest query segment of 1 the kernel takes its decoding path, whose log-sum-exp is in another order.
+    return part.queries_on_device, part.keys_on_device, max(2, longest[0]), longest[1]
 
 
 def _cuda_forward(q: Tensor, k: Tensor, v: Tensor, part: Part, scale: float) -> tuple[Tensor, Tensor]:

@@ -337,7 +337,7 @@ class _VariableLengthKernels:
     def _segments(cu_q, cu_k, max_q, max_k):
         assert cu_q.dtype == cu_k.dtype == torch.int32
         q, k = (list(zip(cu.tolist()[:-1], cu.tolist()[1:], strict=True)) for cu in (cu_q, cu_k))
-        assert max_q == max(b - a for a, b in q)
+        assert max_q == max(2, *(b - a for a, b in q))
         assert max_k == max(b - a for a, b in k)
         assert all(b > a for a, b in q + k)  # kernels differ in what an empty segment does
         return [(slice(*a), slice(*b)) for a, b in zip(q, k, strict=True)]
@@ -366,7 +366,9 @@ class _VariableLengthKernels:
         return tuple(torch.cat(tensors) for tensors in zip(*pieces, strict=True))
 
 
-@pytest.mark.parametrize("shape", [[(4, [3, 0, 2])], [(2, []), (3, [1]), (5, [2, 2])], [(3, [0]), (1, [])]])
+@pytest.mark.parametrize(
+    "shape", [[(4, [3, 0, 2])], [(2, []), (3, [1]), (5, [2, 2])], [(3, [0]), (1, [])], [(1, [1]), (1, [1])]]
+)
 def test_the_calls_of_variable_length_kernels(shape, monkeypatch):
     monkeypatch.setattr(_shared_prefix_attention, "_aten", _VariableLengthKernels())
     kernels = (_shared_prefix_attention._cuda_forward, _shared_prefix_attention._cuda_backward)
@@ -388,10 +390,11 @@ def test_the_calls_of_variable_length_kernels_fit_torchs_signature():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_attention_on_a_gpu(dtype, assert_close):
+@pytest.mark.parametrize("shape", [[(300, [70, 1, 130]), (5, [64, 64]), (77, [])], [(1, [1]), (3, [1])], [(9, [])]])
+def test_attention_on_a_gpu(dtype, shape, assert_close):
     packed = pack_groups([(torch.zeros(p, dtype=torch.int64, device="cuda"),
                            [torch.zeros(r, dtype=torch.int64, device="cuda") for r in rs])
-                          for p, rs in [(300, [70, 1, 130]), (5, [64, 64]), (77, [])]])  # fmt: skip
+                          for p, rs in shape])  # fmt: skip
     inputs = attention_inputs(packed.input_ids.shape[1], dtype, "cuda")
     upstream = torch.randn_like(inputs[0])
     exact = [x.detach().double().requires_grad_() for x in inputs]
