@@ -323,6 +323,28 @@ def test_attention_equals_a_dense_mask(shape, impl):
     check_attention(shape, impl)
 
 
+@pytest.mark.parametrize("impl", ["flash", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_attention_is_as_good_as_torchs_in_the_same_precision(dtype, impl, assert_close):
+    shape = [(33, [20, 1, 17]), (5, [])]
+    packed = pack(shape)
+    total = packed.input_ids.shape[1]
+    inputs = attention_inputs(total, dtype)
+    upstream = torch.randn_like(inputs[0])
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    truth = shared_prefix_attention(*exact, packed.layout, 0.4, "torch")
+    expected = [truth, *torch.autograd.grad(truth, exact, upstream.double())]
+    q, k, v = (x.transpose(0, 1)[None] for x in inputs)
+    dense = scaled_dot_product_attention(q, k, v, dense_mask(packed, shape), scale=0.4, enable_gqa=True)[0]
+    plain = [dense.transpose(0, 1), *torch.autograd.grad(dense, inputs, upstream.transpose(0, 1))]
+    actual = shared_prefix_attention(*inputs, packed.layout, 0.4, impl)
+    for ours, theirs, value in zip(
+        [actual, *torch.autograd.grad(actual, inputs, upstream)], plain, expected, strict=True
+    ):
+        assert ours.dtype == dtype
+        assert_close(ours, value, dtype, (theirs.double() - value).abs().max().item())
+
+
 def test_attention_passes_gradcheck():
     packed = pack([(3, [2, 1]), (2, [2])])
     torch.autograd.gradcheck(

@@ -90,8 +90,16 @@ def test_reusing_the_current_logprobs_as_old_ones_changes_nothing(tiny_run, monk
     assert metrics["kl_ref"] > 0.0
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("several", [{}, {"epochs": 2, "minibatches": 2}])
-def test_packing_common_prefixes_changes_nothing(tiny_run, monkeypatch, several):
+def test_packing_common_prefixes_changes_nothing(tiny_run, monkeypatch, several, checkpointing):
+    def load_checkpointed(config, load_policy=load_policy):
+        model, tokenizer = load_policy(config)
+        model.gradient_checkpointing_enable()
+        return model.train(), tokenizer
+
+    if checkpointing:
+        monkeypatch.setattr(sys.modules[__name__], "load_policy", load_checkpointed)
     groups = [make_rollouts(4, seed) for seed in (0, 1)]
     for group in groups:
         for rollout in group[1:]:
