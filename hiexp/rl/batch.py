@@ -1,31 +1,36 @@
-"""Rollouts as padded micro-batches with a token budget, and the rows of the hidden states that are trained.
+"""Rollouts as micro-batches with a token budget, and the rows of the hidden states that are trained.
 
-Right padding, position ids from 0: causal attention then never sees padding. The token at position t is predicted by
-the hidden state at t - 1, so the trained rows are those before the sampled tokens (loss_mask 1); retrieved documents,
-injected experiences and templates never reach the LM head.
+Padded: right padding, position ids from 0; causal attention then never sees padding. Packed: rollouts that begin with
+the same tokens (question, experience) stand behind one copy of them, see ops/_shared_prefix_layout.py; no padding. The
+token at position t is predicted by the hidden state at t - 1, so the trained rows are those before the sampled tokens
+(loss_mask 1); retrieved documents, injected experiences and templates never reach the LM head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
 
 from hiexp.agent.record import Rollout
+from hiexp.ops._shared_prefix_layout import PrefixLayout, pack_groups
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Some rollouts of a step as tensors. B rollouts, T padded length, N trained tokens, packed in rollout order.
+    """Some rollouts of a step as tensors. B rollouts, N trained tokens, packed in rollout order.
 
     Attributes:
         indices: which rollouts, B integers.
-        input_ids: (B, T) int64. attention_mask: (B, T) int64, 1 on real tokens. position_ids: (B, T) int64.
-        rows: (N,) int64 into the flattened (B * T) hidden states: the position before each trained token.
+        input_ids, position_ids: (B, T) int64 with padded length T; (1, T) with all T tokens where packed.
+        attention_mask: (B, T) int64, 1 on real tokens; None where packed.
+        rows: (N,) int64 into the flattened hidden states: the position before each trained token.
         targets: (N,) int64, the trained tokens.
         cu_seqlens: (B + 1,) int64, trained tokens of rollout b are [cu_seqlens[b], cu_seqlens[b + 1]).
+        layout: who sees whom where packed, else None.
     """
 
     indices: list[int]
@@ -35,6 +40,7 @@ class MicroBatch:
     rows: Any
     targets: Any
     cu_seqlens: Any
+    layout: PrefixLayout | None = None
 
 
 def trainable(rollout: Rollout) -> bool:
@@ -43,13 +49,23 @@ def trainable(rollout: Rollout) -> bool:
 
 
 def microbatches(
-    rollouts: Sequence[Rollout], indices: Sequence[int], token_budget: int, pad_id: int, device: Any = "cpu"
+    rollouts: Sequence[Rollout],
+    indices: Sequence[int],
+    token_budget: int,
+    pad_id: int,
+    device: Any = "cpu",
+    *,
+    packed: bool = False,
 ) -> list[MicroBatch]:
-    """The rollouts ``indices``, longest first, in batches of at most ``token_budget`` padded tokens, or of one rollout.
+    """The rollouts ``indices`` in batches of at most ``token_budget`` tokens, padding included, or of one rollout.
+
+    Padded, the longest come first, so that similar lengths share a batch; ``packed``, those that begin alike do.
 
     Raises:
         ValueError: a rollout without trained tokens, or with lists of different lengths.
     """
+    if packed:
+        return [_pack(rollouts, batch, device) for batch in _packed_batches(rollouts, indices, token_budget)]
     order = sorted(indices, key=lambda i: (-_length(rollouts[i]), i))
     batches: list[list[int]] = []
     for i in order:
@@ -59,6 +75,55 @@ def microbatches(
         else:
             batches.append([i])
     return [_collate(rollouts, batch, pad_id, device) for batch in batches]
+
+
+@dataclass(slots=True)
+class _PrefixGroup:
+    """Rollouts ``indices`` that share their first ``prefix`` tokens, and the tokens they take when packed."""
+
+    indices: list[int]
+    prefix: int
+    tokens: int
+
+
+def _packed_batches(rollouts: Sequence[Rollout], indices: Sequence[int], token_budget: int) -> list[list[_PrefixGroup]]:
+    """Groups filled into batches, largest first, each into the first batch with room."""
+    groups = sorted(_prefix_groups(rollouts, indices, token_budget), key=lambda group: (-group.tokens, group.indices))
+    batches: list[list[_PrefixGroup]] = []
+    room: list[int] = []
+    for group in groups:
+        place = next((b for b, free in enumerate(room) if group.tokens <= free), len(batches))
+        if place == len(batches):
+            batches.append([])
+            room.append(token_budget)
+        batches[place].append(group)
+        room[place] -= group.tokens
+    return batches
+
+
+def _prefix_groups(rollouts: Sequence[Rollout], indices: Sequence[int], token_budget: int) -> list[_PrefixGroup]:
+    """Cut the rollouts, sorted by their tokens, into groups; one joins its neighbours where that saves tokens."""
+    inputs = {i: _inputs(rollouts[i]) for i in indices}
+    groups: list[_PrefixGroup] = []
+    for i in sorted(indices, key=lambda i: (inputs[i], i)):
+        tokens = len(inputs[i])
+        if groups:
+            last = groups[-1]
+            pairs = zip(inputs[last.indices[-1]][: last.prefix], inputs[i], strict=False)
+            common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            # A shorter common prefix costs every rollout of the group but one what it no longer shares.
+            joined = last.tokens + (len(last.indices) - 1) * (last.prefix - common) + tokens - common
+            if joined < last.tokens + tokens and joined <= token_budget:
+                last.indices.append(i)
+                last.prefix, last.tokens = common, joined
+                continue
+        groups.append(_PrefixGroup([i], tokens, tokens))
+    return groups
+
+
+def _inputs(rollout: Rollout) -> list[int]:
+    """Its tokens before the last sampled one, which is a target only."""
+    return rollout.token_ids[: _length(rollout) - 1]
 
 
 def _length(rollout: Rollout) -> int:
@@ -98,6 +163,28 @@ def _collate(rollouts: Sequence[Rollout], indices: list[int], pad_id: int, devic
         torch.tensor(rows), torch.tensor(targets), torch.tensor(cu_seqlens),
     )  # fmt: skip
     return MicroBatch(indices, *(tensor.to(device) for tensor in tensors))
+
+
+def _pack(rollouts: Sequence[Rollout], groups: list[_PrefixGroup], device: Any) -> MicroBatch:
+    sequences = [[torch.tensor(_inputs(rollouts[i])) for i in group.indices] for group in groups]
+    packed = pack_groups(
+        [
+            (members[0][: group.prefix], [ids[group.prefix :] for ids in members])
+            for members, group in zip(sequences, groups, strict=True)
+        ]
+    )
+    indices = [i for group in groups for i in group.indices]
+    rows, targets, cu_seqlens = [], [], [0]
+    for g, group in enumerate(groups):
+        for member, i in enumerate(group.indices):
+            positions = sampled_positions(rollouts[i])
+            rows.append(packed.rows(g, member, torch.tensor(positions) - 1))
+            targets += [rollouts[i].token_ids[t] for t in positions]
+            cu_seqlens.append(len(targets))
+    tensors = [torch.cat(rows), torch.tensor(targets), torch.tensor(cu_seqlens)]
+    rows_, targets_, cu_seqlens_ = (tensor.to(device) for tensor in tensors)
+    input_ids, position_ids, layout = (x.to(device) for x in (packed.input_ids, packed.position_ids, packed.layout))
+    return MicroBatch(indices, input_ids, None, position_ids, rows_, targets_, cu_seqlens_, layout)
 
 
 def packed_engine_logprobs(rollouts: Sequence[Rollout], batch: MicroBatch) -> Any:

@@ -20,6 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 import hiexp.rl.tiny_policy  # noqa: F401 - makes the quickstart's model known to the auto classes
 from hiexp._extras import require
 from hiexp.io import DataError
+from hiexp.ops._shared_prefix_layout import pack_groups
+from hiexp.ops._shared_prefix_model import packed_hidden_states, why_unsupported
+from hiexp.rl.batch import MicroBatch
 from hiexp.rl.config import ModelConfig
 
 
@@ -114,6 +117,38 @@ def hidden_states(model: Any, input_ids: Any, attention_mask: Any, position_ids:
         raise ValueError(f"model: {type(model).__name__} has no body apart from its head (base_model_prefix)")
     output = body(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
     return output.last_hidden_state
+
+
+def trained_hidden_states(model: Any, batch: MicroBatch) -> Any:
+    """Last hidden states ``(N, H)`` that predict the trained tokens of ``batch``, padded or packed."""
+    if batch.layout is not None:
+        return packed_hidden_states(model, batch.input_ids, batch.position_ids, batch.layout)[batch.rows]
+    hidden = hidden_states(model, batch.input_ids, batch.attention_mask, batch.position_ids)  # (B, T, H)
+    return hidden.flatten(0, 1)[batch.rows]
+
+
+@torch.no_grad()
+def packs_prefixes(model: Any) -> bool:
+    """Whether rollouts may be packed behind common prefixes: a supported model with a fast kernel for its device.
+
+    Raises:
+        RuntimeError: it should, but gives other hidden states than the padded way.
+    """
+    device, dtype = next(model.parameters()).device, model.dtype
+    sliding = "sliding_attention" in (getattr(model.config, "layer_types", None) or ())
+    slow = device.type != "cpu" and (device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16))
+    if sliding or slow or why_unsupported(model) is not None:
+        return False
+    ids = torch.arange(1, 7, device=device).remainder(model.config.vocab_size)  # (6,)
+    packed = pack_groups([(ids[:3], [ids[3:], ids[4:]])])
+    actual = packed_hidden_states(model, packed.input_ids, packed.position_ids, packed.layout)
+    for response, sequence in enumerate((ids, torch.cat([ids[:3], ids[4:]]))):
+        positions = torch.arange(len(sequence), device=device)
+        expected = hidden_states(model, sequence[None], torch.ones_like(sequence)[None], positions[None])[0]
+        error = (actual[packed.rows(0, response, positions)] - expected).abs().max().item()
+        if not error <= (5e-2 if dtype.itemsize == 2 else 1e-3) * expected.abs().max().item():
+            raise RuntimeError(f"model: packed hidden states of {type(model).__name__} are off by {error:.3g}")
+    return True
 
 
 def lm_head(model: Any) -> tuple[Any, Any]:

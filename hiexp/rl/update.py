@@ -18,7 +18,7 @@ from hiexp.ops.linear_policy_loss import linear_policy_loss
 from hiexp.ops.token_logprobs import token_logprobs
 from hiexp.rl.batch import MicroBatch, microbatches, packed_engine_logprobs
 from hiexp.rl.config import AlgorithmConfig
-from hiexp.rl.model import hidden_states, lm_head
+from hiexp.rl.model import lm_head, packs_prefixes, trained_hidden_states
 
 
 class PolicyScorer(torch.nn.Module):
@@ -31,9 +31,8 @@ class PolicyScorer(torch.nn.Module):
 
     def forward(self, batch: MicroBatch, loss: dict[str, Any] | None = None) -> Any:
         """TokenLogprobs of the batch's trained tokens, or with the arguments ``loss`` their PolicyLoss."""
-        hidden = hidden_states(self.model, batch.input_ids, batch.attention_mask, batch.position_ids)  # (B, T, H)
+        rows = trained_hidden_states(self.model, batch)  # (N, H)
         weight, bias = lm_head(self.model)
-        rows = hidden.reshape(-1, hidden.shape[-1])[batch.rows]  # (N, H)
         head = {"bias": bias, "temperature": self.temperature}
         if loss is None:
             return token_logprobs(rows, weight, batch.targets, **head)
@@ -72,6 +71,7 @@ class PolicyUpdate:
     ) -> None:
         self.scorer, self.reference, self.optimizer, self.accelerator = scorer, reference, optimizer, accelerator
         self.config, self.pad_id, self.seed = config, pad_id, seed
+        self._packed = packs_prefixes(accelerator.unwrap_model(scorer).model)
         self._aggregation = DEFAULT_AGGREGATION[config.kind]
         self._constant_length = constant_length if self._aggregation == "constant" else None
 
@@ -116,7 +116,7 @@ class PolicyUpdate:
 
     def _batches(self, rollouts: Sequence[Rollout], indices: Sequence[int]) -> list[MicroBatch]:
         budget, device = self.config.tokens_per_microbatch, self.accelerator.device
-        return microbatches(rollouts, indices, budget, self.pad_id, device)
+        return microbatches(rollouts, indices, budget, self.pad_id, device, packed=self._packed)
 
     @torch.no_grad()
     def _score_all(self, scorer: Any, rollouts: Sequence[Rollout], indices: Sequence[int]) -> dict[int, Any]:

@@ -45,6 +45,65 @@ def test_rows_point_before_their_targets_and_cover_each_token_once(pairs, budget
     assert sorted(seen) == list(range(len(rollouts)))
 
 
+# Few different tokens, so that rollouts often begin alike.
+alike_strategy = st.lists(st.tuples(st.integers(1, 2), st.booleans()), min_size=2, max_size=12).filter(
+    lambda pairs: any(m for _, m in pairs[1:])
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(alike_strategy, min_size=1, max_size=7), st.integers(1, 40))
+def test_packed_rows_stand_behind_the_tokens_of_their_rollout(pairs, budget):
+    rollouts = [make_rollout([t for t, _ in row], [int(m) for _, m in row]) for row in pairs]
+    seen = []
+    for batch in microbatches(rollouts, range(len(rollouts)), budget, pad_id=0, packed=True):
+        lengths = [max(t for t in sampled_positions(rollouts[i])) for i in batch.indices]
+        assert batch.input_ids.shape[1] <= (budget if len(lengths) > 1 else lengths[0])
+        assert batch.attention_mask is None
+        ids, positions = batch.input_ids[0], batch.position_ids[0]
+        visible = visible_tokens(batch.layout)
+        for b, i in enumerate(batch.indices):
+            piece = slice(*batch.cu_seqlens[b : b + 2].tolist())
+            trained = sampled_positions(rollouts[i])
+            assert batch.targets[piece].tolist() == [rollouts[i].token_ids[t] for t in trained]
+            assert positions[batch.rows[piece]].tolist() == [t - 1 for t in trained]
+            for row, t in zip(batch.rows[piece].tolist(), trained, strict=True):
+                context = sorted((positions[j].item(), ids[j].item()) for j in visible[row])
+                assert context == list(enumerate(rollouts[i].token_ids[:t]))
+            seen.append(i)
+        expected = [rollouts[i].logprobs[t] for i in batch.indices for t in sampled_positions(rollouts[i])]
+        assert packed_engine_logprobs(rollouts, batch).tolist() == pytest.approx(expected)
+    assert sorted(seen) == list(range(len(rollouts)))
+
+
+def visible_tokens(layout):
+    """Row -> rows it sees."""
+    visible = {}
+    for part in [layout.own] + ([layout.cross] if layout.cross is not None else []):
+        for queries, keys in part.segments():
+            for row in range(queries.start, queries.stop):
+                seen = visible.setdefault(row, [])
+                seen += range(keys.start, row + 1 if part.causal else keys.stop)
+    return visible
+
+
+def test_packing_shares_the_prompt_of_each_group():
+    prompts = [[1] * 20, [2] * 20, [1] * 10 + [3] * 10]
+    rollouts = [make_rollout(prompts[i % 3] + [4 + i, 5, 6, 7], [0] * 20 + [1] * 4) for i in range(6)]
+    (batch,) = microbatches(rollouts, range(6), 1000, pad_id=0, packed=True)
+    # Prompts 1 and 3 have ten tokens in common; sharing those would cost each pair the other ten.
+    assert batch.input_ids.shape[1] == 3 * 20 + 6 * 3
+    assert {frozenset(pair) for pair in zip(batch.indices[::2], batch.indices[1::2], strict=True)} == {
+        frozenset({0, 3}), frozenset({1, 4}), frozenset({2, 5})
+    }  # fmt: skip
+    again = microbatches(rollouts, [5, 3, 1, 0, 2, 4], 1000, pad_id=0, packed=True)
+    assert again[0].indices == batch.indices
+    # A group beyond the budget is cut; each part then has the prompt for itself.
+    rollouts = [make_rollout([1] * 20 + [2 + i, 9, 9, 9], [0] * 20 + [1] * 4) for i in range(4)]
+    batches = microbatches(rollouts, range(4), 30, pad_id=0, packed=True)
+    assert [batch.input_ids.shape[1] for batch in batches] == [20 + 3 * 3, 20 + 3]
+
+
 def test_tokens_after_the_last_sampled_one_are_dropped():
     rollout = make_rollout([5, 6, 7, 8, 9], [0, 1, 0, 0, 0])
     (batch,) = microbatches([rollout], [0], 100, pad_id=0)

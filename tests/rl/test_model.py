@@ -9,12 +9,14 @@ import torch
 from transformers import AutoConfig, BertConfig, BertForMaskedLM, LlamaModel
 
 from hiexp.io import DataError
+from hiexp.rl import model as model_module
 from hiexp.rl.config import ModelConfig
 from hiexp.rl.model import (
     check_policy,
     hidden_states,
     lm_head,
     load_policy,
+    packs_prefixes,
     pad_token_id,
     prepare,
     unpack_model_package,
@@ -38,6 +40,25 @@ def test_hidden_times_head_gives_the_logits_of_the_model(tiny):
     torch.testing.assert_close((hidden @ weight.T)[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-5)
     alone = hidden_states(model, ids[1:, :2], mask[1:, :2], positions[1:, :2])
     torch.testing.assert_close(hidden[1, :2], alone[0], atol=1e-5, rtol=1e-5)
+
+
+def test_which_models_pack_prefixes(tiny, monkeypatch):
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from hiexp.rl.tiny_policy import TinyConfig, TinyPolicy
+
+    model, _ = tiny
+    assert packs_prefixes(model)
+    assert not packs_prefixes(TinyPolicy(TinyConfig(vocab_size=16)))
+    sliding = Qwen3Config(
+        vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=1,
+        num_key_value_heads=1, head_dim=8, use_sliding_window=True, sliding_window=4, max_window_layers=1,
+    )  # fmt: skip
+    assert not packs_prefixes(Qwen3ForCausalLM(sliding))
+    wrong = model_module.packed_hidden_states
+    monkeypatch.setattr(model_module, "packed_hidden_states", lambda *args: wrong(*args).roll(1, 0))
+    with pytest.raises(RuntimeError, match=r"packed hidden states of LlamaForCausalLM are off by"):
+        packs_prefixes(model)
 
 
 def test_no_dropout_is_left(tiny):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from accelerate import Accelerator
 from hiexp.agent.record import Rollout
 from hiexp.experience.record import Experience
 from hiexp.experience.store import HEK
+from hiexp.rl import update as update_module
 from hiexp.rl.config import AlgorithmConfig, TrainConfig
 from hiexp.rl.metrics import METRIC_KEYS, read_metrics
 from hiexp.rl.model import load_policy
@@ -87,6 +89,38 @@ def test_reusing_the_current_logprobs_as_old_ones_changes_nothing(tiny_run, monk
     assert metrics == pytest.approx(again, rel=1e-5, abs=1e-6)
     assert metrics["approx_kl"] == 0.0
     assert metrics["kl_ref"] > 0.0
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("several", [{}, {"epochs": 2, "minibatches": 2}])
+def test_packing_common_prefixes_changes_nothing(tiny_run, monkeypatch, several, checkpointing):
+    def load_checkpointed(config, load_policy=load_policy):
+        model, tokenizer = load_policy(config)
+        model.gradient_checkpointing_enable()
+        return model.train(), tokenizer
+
+    if checkpointing:
+        monkeypatch.setattr(sys.modules[__name__], "load_policy", load_checkpointed)
+    groups = [make_rollouts(4, seed) for seed in (0, 1)]
+    for group in groups:
+        for rollout in group[1:]:
+            rollout.token_ids[:3] = group[0].token_ids[:3]
+    monkeypatch.setattr(sys.modules[__name__], "make_rollouts", lambda: [*groups[0], *groups[1]])
+    shapes = []
+    original = update_module.microbatches
+
+    def watched(*args, packed, **kwargs):
+        batches = original(*args, packed=packed, **kwargs)
+        shapes.extend((packed, batch.input_ids.numel()) for batch in batches)
+        return batches
+
+    monkeypatch.setattr(update_module, "microbatches", watched)
+    packed, metrics = run_update(tiny_run, 10_000, **several)
+    monkeypatch.setattr(update_module, "packs_prefixes", lambda model: False)
+    padded, expected = run_update(tiny_run, 10_000, **several)
+    assert sum(n for way, n in shapes if way) < sum(n for way, n in shapes if not way)
+    torch.testing.assert_close(packed, padded, atol=1e-6, rtol=1e-4)
+    assert metrics == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
 def test_nothing_to_train_leaves_the_weights_alone(tiny_run):
