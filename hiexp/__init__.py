@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from hiexp.experience.store import HEK
     from hiexp.ops.clustering import AgglomerativeClustering, cut_tree, linkage
     from hiexp.ops.group_advantage import group_advantage
+    from hiexp.ops.linear_policy_loss import linear_policy_loss
+    from hiexp.ops.paired_logprobs import paired_logprobs
     from hiexp.ops.policy_loss import policy_loss
+    from hiexp.ops.score_group import score_group
     from hiexp.ops.token_logprobs import token_logprobs
     from hiexp.rl.config import TrainConfig
     from hiexp.rl.trainer import GRPOTrainer
@@ -39,8 +42,11 @@ _HOME = {
     "cut_tree": "hiexp.ops.clustering",
     "AgglomerativeClustering": "hiexp.ops.clustering",
     "token_logprobs": "hiexp.ops.token_logprobs",
+    "paired_logprobs": "hiexp.ops.paired_logprobs",
+    "score_group": "hiexp.ops.score_group",
     "group_advantage": "hiexp.ops.group_advantage",
     "policy_loss": "hiexp.ops.policy_loss",
+    "linear_policy_loss": "hiexp.ops.linear_policy_loss",
     "TrainConfig": "hiexp.rl.config",
     "GRPOTrainer": "hiexp.rl.trainer",
     "build_info": "hiexp.doctor",
@@ -49,8 +55,8 @@ _HOME = {
 __version__ = "0.1.0"
 __all__ = [
     "HEK", "AgglomerativeClustering", "Experience", "GRPOTrainer", "Rollout", "SearchAgent", "TrainConfig",
-    "build_hierarchy", "build_info", "cut_tree", "distill", "group_advantage", "linkage", "policy_loss", "retrieve",
-    "token_logprobs",
+    "build_hierarchy", "build_info", "cut_tree", "distill", "group_advantage", "linear_policy_loss", "linkage",
+    "paired_logprobs", "policy_loss", "retrieve", "score_group", "token_logprobs",
 ]  # fmt: skip
 
 

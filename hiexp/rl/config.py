@@ -163,7 +163,7 @@ class AlgorithmConfig:
     minibatches: int = setting(1, at_least=1)
     """Optimiser updates per pass."""
     tokens_per_microbatch: int = setting(8192, at_least=1)
-    """Most padded tokens per forward and backward pass; no influence on results beyond rounding."""
+    """Most tokens, padding included, per forward and backward pass; no influence on results beyond rounding."""
     max_grad_norm: float = setting(1.0, above=0.0)
     """The gradient is scaled down to this global norm."""
 

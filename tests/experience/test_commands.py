@@ -207,7 +207,11 @@ def test_query_levels_and_thresholds(hek: str, capsys: pytest.CaptureFixture[str
         (["explain", "HEK", "zzz"], ValueError, "no entry whose id starts with 'zzz'"),
         (["explain", "HEK", "e1-"], ValueError, "5 entries start with 'e1-'"),
         (["build", "HEK", "--threshold-e2", "-1"], ValueError, "thresholds"),
-        (["build", "HEK", "--summariser", "gpt"], ValueError, "--summariser: expected extractive, llm:MODEL or openai:MODEL"),
+        (
+            ["build", "HEK", "--summariser", "gpt"],
+            ValueError,
+            "--summariser: expected extractive, llm:MODEL or openai:MODEL",
+        ),
     ],
 )
 def test_errors_say_what_is_wrong(
