@@ -30,7 +30,8 @@ class StopError(Exception):
 
 def load(path: str) -> None:
     spec = importlib.util.spec_from_file_location("hiexp._core", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
