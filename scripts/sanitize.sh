@@ -14,8 +14,8 @@ check() { # check <sanitizers> <runtime library> <options variable> <options>
     -DSKBUILD_PROJECT_VERSION=0 -DSKBUILD_PROJECT_VERSION_FULL=0 >"$build.log" 2>&1 || { cat "$build.log"; return 1; }
   cmake --build "$build" --target _core --parallel 2 >"$build.log" 2>&1 || { cat "$build.log"; return 1; }
   echo "sanitizers: $1"
-  # The runtime must come first in a process that was not built with it. numpy's BLAS threads are not ours to check.
-  env "$3=$4" OPENBLAS_NUM_THREADS=1 LD_PRELOAD="$("$cxx" -print-file-name="$2")" \
+  # The runtime must come first in a process that was not built with it, and find the C++ library it wraps. numpy's BLAS threads are not ours to check.
+  env "$3=$4" OPENBLAS_NUM_THREADS=1 LD_PRELOAD="$("$cxx" -print-file-name="$2") $("$cxx" -print-file-name=libstdc++.so)" \
     "$python" tests/sanitize/exercise.py "$(echo "$build"/_core*.so)"
 }
 

@@ -1,7 +1,9 @@
-// Compilation for several x86-64 levels in one binary; the loader or a run-time check picks one.
+// Compilation for several x86-64 levels in one binary; the loader or a run-time check picks one. Not with the thread
+// sanitizer: it would watch the choice before it is set up.
 #pragma once
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__) && \
+    !defined(__SANITIZE_THREAD__)
 #define HIEXP_LEVELS 1
 #define HIEXP_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
