@@ -14,7 +14,7 @@ STRICT := -C cmake.define.HIEXP_WERROR=ON
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(wildcard csrc/*.* csrc/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types format kernels package-check bench gpu-check clean
+.PHONY: help quickstart test lint types format kernels sanitize package-check bench gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ format: $(VENV)/.dev ## rewrite files in the project's format
 
 kernels: $(VENV)/.dev ## compile every Triton kernel ahead of time for sm_80 and sm_90 (needs no GPU)
 	$(BIN)/python scripts/compile_kernels.py
+
+sanitize: $(VENV)/.dev ## address, undefined and thread sanitizers over the CPU module
+	scripts/sanitize.sh $(BIN)/python
 
 package-check: $(VENV)/.dev ## build wheel and sdist, install each into an empty environment, run them there
 	scripts/package_check.sh $(BIN)/python
