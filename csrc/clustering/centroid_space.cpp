@@ -37,8 +37,7 @@ CentroidSpace::CentroidSpace(Points points, Method method, Metric metric, Thread
 }
 
 double CentroidSpace::height(double cost) const {
-  if (method_ == Method::ward) return std::ldexp(std::sqrt(cost), exponent_);
-  return std::ldexp(metric_ == Metric::cosine ? cost / 2.0 : cost, 2 * exponent_);
+  return centroid_height(method_, metric_, exponent_, cost);
 }
 
 double CentroidSpace::cost(size_t i, size_t j) const {

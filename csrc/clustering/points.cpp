@@ -83,8 +83,8 @@ void collapse_duplicates(Points& points, ThreadPool& pool) {
   points.rows.resize(kept * points.d);
 }
 
-// Middle of the values of each coordinate where subtracting it is exact, else 0.
-std::vector<double> exact_shift(const Points& points) {
+// Smallest and largest value of each coordinate.
+Placement placement_of(const Points& points) {
   std::vector<double> low(points.row(0), points.row(0) + points.d), high = low;
   for (size_t i = 1; i < points.n; ++i) {
     for (size_t k = 0; k < points.d; ++k) {
@@ -92,33 +92,39 @@ std::vector<double> exact_shift(const Points& points) {
       high[k] = std::max(high[k], points.row(i)[k]);
     }
   }
-  for (size_t k = 0; k < points.d; ++k) {
-    const double small = std::min(std::abs(low[k]), std::abs(high[k]));
-    const double large = std::max(std::abs(low[k]), std::abs(high[k]));
-    const bool exact = (low[k] > 0.0 || high[k] < 0.0) && large / 2 <= small;
-    low[k] = exact ? low[k] / 2 + high[k] / 2 : 0.0;
-  }
-  return low;
+  return place(low, high);
 }
 
 void shift_and_scale(Points& points, ThreadPool& pool) {
-  const std::vector<double> shift = exact_shift(points);
-  double largest = 0.0;
-  for (size_t i = 0; i < points.n; ++i) {
-    double* row = points.rows.data() + i * points.d;
-    for (size_t k = 0; k < points.d; ++k) largest = std::max(largest, std::abs(row[k] -= shift[k]));
-  }
-  if (largest == 0.0) return;
-  // 2^exponent is at least the largest norm, so squares stay inside the float32 range.
-  points.exponent = std::ilogb(largest) + 1 + (std::ilogb(static_cast<double>(points.d)) + 2) / 2;
-  const int half = points.exponent / 2;  // in two steps, because 2^-exponent itself may overflow
-  const double first = std::ldexp(1.0, -half), second = std::ldexp(1.0, half - points.exponent);
+  const Placement to = placement_of(points);
+  points.exponent = to.exponent;
   pool.run_ranges(points.n, 256, [&](size_t begin, size_t end) {
-    for (size_t k = begin * points.d; k < end * points.d; ++k) points.rows[k] = points.rows[k] * first * second;
+    for (size_t i = begin; i < end; ++i) {
+      double* row = points.rows.data() + i * points.d;
+      for (size_t k = 0; k < points.d; ++k) row[k] = (row[k] - to.shift[k]) * to.first * to.second;
+    }
   });
 }
 
 }  // namespace
+
+Placement place(const std::vector<double>& low, const std::vector<double>& high) {
+  Placement to{std::vector<double>(low.size(), 0.0)};
+  double spread = 0.0;
+  for (size_t k = 0; k < low.size(); ++k) {
+    const double small = std::min(std::abs(low[k]), std::abs(high[k]));
+    const double large = std::max(std::abs(low[k]), std::abs(high[k]));
+    const bool exact = (low[k] > 0.0 || high[k] < 0.0) && large / 2 <= small;
+    if (exact) to.shift[k] = low[k] / 2 + high[k] / 2;
+    spread = std::max({spread, std::abs(low[k] - to.shift[k]), std::abs(high[k] - to.shift[k])});
+  }
+  if (spread == 0.0) return to;
+  to.exponent = std::ilogb(spread) + 1 + (std::ilogb(static_cast<double>(low.size())) + 2) / 2;
+  const int half = to.exponent / 2;
+  to.first = std::ldexp(1.0, -half);
+  to.second = std::ldexp(1.0, half - to.exponent);
+  return to;
+}
 
 template <typename Scalar>
 Points prepare_points(const Scalar* data, size_t n, size_t d, Metric metric, ThreadPool& pool) {
