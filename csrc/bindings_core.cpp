@@ -3,6 +3,7 @@
 
 #include "advantage/binding_cpu.h"
 #include "clustering/binding_cpu.h"
+#include "clustering/cuda/host_emulation.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
@@ -41,5 +42,11 @@ PYBIND11_MODULE(_core, m) {
         "n_threads"_a, "progress"_a);
   m.def("linkage", &clustering::linkage<double>, "rows"_a.noconvert(), "method"_a, "metric"_a, "threshold"_a,
         "n_threads"_a, "progress"_a);
+  m.def("linkage_device_logic", &clustering::linkage_device_logic<float>, "rows"_a.noconvert(), "method"_a, "metric"_a,
+        "threshold"_a, "progress"_a);
+  m.def("linkage_device_logic", &clustering::linkage_device_logic<double>, "rows"_a.noconvert(), "method"_a, "metric"_a,
+        "threshold"_a, "progress"_a);
+  m.def("linkage_device_logic", &clustering::linkage_device_logic<uint16_t>, "rows"_a.noconvert(), "method"_a, "metric"_a,
+        "threshold"_a, "progress"_a);
   m.def("cut_labels", &clustering::cut, "z"_a.noconvert(), "n_merges"_a, "n"_a);
 }

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <unordered_map>
@@ -22,10 +23,7 @@ namespace {
 void normalise(double* row, size_t d, size_t index) {
   double largest = 0.0;
   for (size_t k = 0; k < d; ++k) largest = std::max(largest, std::abs(row[k]));
-  if (largest == 0.0) {
-    throw std::invalid_argument("X: expected nonzero rows with metric='cosine', got all zeros in row " +
-                                std::to_string(index));
-  }
+  if (largest == 0.0) refuse_zero_row(index);
   double squares = 0.0;  // of the row over its largest entry: no overflow, no underflow
   for (size_t k = 0; k < d; ++k) squares += (row[k] / largest) * (row[k] / largest);
   const double root = std::sqrt(squares);
@@ -36,10 +34,7 @@ template <typename Scalar>
 void load_row(const Scalar* source, size_t d, Metric metric, size_t index, double* row) {
   for (size_t k = 0; k < d; ++k) {
     row[k] = static_cast<double>(source[k]) + 0.0;  // -0.0 + 0.0 = 0.0, so that equal rows have equal bytes
-    if (!std::isfinite(row[k])) {
-      throw std::invalid_argument("X: expected finite values, got " + std::to_string(row[k]) + " in row " +
-                                  std::to_string(index) + ", column " + std::to_string(k));
-    }
+    if (!std::isfinite(row[k])) refuse_non_finite(row[k], index, k);
   }
   if (metric == Metric::cosine) normalise(row, d, index);
 }
@@ -108,6 +103,23 @@ void shift_and_scale(Points& points, ThreadPool& pool) {
 
 }  // namespace
 
+void refuse_non_finite(double value, size_t row, size_t column) {
+  throw std::invalid_argument("X: expected finite values, got " + std::to_string(value) + " in row " +
+                              std::to_string(row) + ", column " + std::to_string(column));
+}
+
+void refuse_zero_row(size_t row) {
+  throw std::invalid_argument("X: expected nonzero rows with metric='cosine', got all zeros in row " +
+                              std::to_string(row));
+}
+
+void check_squares(Metric metric, int exponent) {
+  // No distance exceeds 2^(exponent + 1), no mean of squares four times that square.
+  if (metric != Metric::sqeuclidean || 2 * exponent + 4 <= std::numeric_limits<double>::max_exponent) return;
+  throw std::invalid_argument("X: expected rows whose squared distances do not overflow float64, got values around 2^" +
+                              std::to_string(exponent));
+}
+
 Placement place(const std::vector<double>& low, const std::vector<double>& high) {
   Placement to{std::vector<double>(low.size(), 0.0)};
   double spread = 0.0;
@@ -137,6 +149,7 @@ Points prepare_points(const Scalar* data, size_t n, size_t d, Metric metric, Thr
   });
   collapse_duplicates(points, pool);
   if (points.n > 0) shift_and_scale(points, pool);
+  check_squares(metric, points.exponent);
   return points;
 }
 

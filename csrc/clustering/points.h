@@ -33,7 +33,14 @@ struct Placement {
 // From the smallest and largest value of each coordinate (d,).
 Placement place(const std::vector<double>& low, const std::vector<double>& high);
 
-// Throws std::invalid_argument for a NaN, an infinity, or a zero row under cosine, naming the row.
+// The errors of every backend about values, each an std::invalid_argument.
+[[noreturn]] void refuse_non_finite(double value, size_t row, size_t column);
+[[noreturn]] void refuse_zero_row(size_t row);
+// Refuses a scale 2^exponent whose squared distances may overflow, where they are the distances.
+void check_squares(Metric metric, int exponent);
+
+// Throws std::invalid_argument for a NaN, an infinity, or a zero row under cosine, naming the row; for squared
+// distances that may overflow under sqeuclidean.
 template <typename Scalar>
 Points prepare_points(const Scalar* data, size_t n, size_t d, Metric metric, ThreadPool& pool);
 
