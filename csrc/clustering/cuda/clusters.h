@@ -17,6 +17,7 @@ constexpr int kList = static_cast<int>(kListLength);
 constexpr int kKeep = kList + 1;              // the last one only bounds what is not listed
 constexpr int kDepthStep = 32;                // halves of a row that a tile of the candidate pass loads at once
 constexpr int kTile = 128;                    // rows and columns of such a tile
+constexpr int kCostRows = 4;                    // rows that share a block's loads in a float64 scan
 constexpr int kParts = 256;                   // partial results of a reduction over rows
 constexpr uint32_t kPending = 0xffffffffu;    // stamp of a list entry whose cost is not known yet
 constexpr int32_t kNoSlot = 0x7fffffff;       // larger than any slot
@@ -72,7 +73,7 @@ struct Clusters {
   int32_t *columns, *work, *scan, *exact;  // (n,)
   Record* records;                         // (n,)
   Approximate* approximate_parts;          // (grid, kTile, kKeep)
-  Exact* exact_parts;                      // (grid, kExactRows, kKeep)
+  Exact* exact_parts;                      // (grid, kCostRows, kKeep)
   Counters* counters;
 
   HIEXP_HD double* centroid(int64_t slot) const { return centroids + slot * d; }
@@ -85,6 +86,16 @@ struct Clusters {
   HIEXP_HD double cost(int32_t i, int32_t j, double squares) const {
     return method == Method::ward ? ward_weight(sizes[i], sizes[j]) * squares : squares + (spreads[i] + spreads[j]);
   }
+};
+
+// Items [*first, *last), or [0, most) without pointers; `most` bounds their number in any case.
+struct Span {
+  const int32_t* first;
+  const int32_t* last;
+  int64_t most;
+
+  HIEXP_HD int64_t begin() const { return first != nullptr ? *first : 0; }
+  HIEXP_HD int64_t end() const { return last != nullptr ? *last : most; }
 };
 
 // Hands out pieces of one block, or only measures when there is none.
@@ -131,7 +142,7 @@ inline size_t lay_out(Clusters& c, void* base, size_t n, size_t d, int grid) {
   arena.take(c.entries, n * kList);
   arena.take(c.records, n);
   arena.take(c.approximate_parts, blocks * kTile * kKeep);
-  arena.take(c.exact_parts, blocks * kExactRows * kKeep);
+  arena.take(c.exact_parts, blocks * kCostRows * kKeep);
   return arena.used();
 }
 

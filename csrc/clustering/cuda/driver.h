@@ -14,16 +14,6 @@
 
 namespace hiexp::clustering::device {
 
-// Items [*first, *last), or [0, most) without pointers; `most` bounds their number in any case.
-struct Span {
-  const int32_t* first;
-  const int32_t* last;
-  int64_t most;
-
-  HIEXP_HD int64_t begin() const { return first != nullptr ? *first : 0; }
-  HIEXP_HD int64_t end() const { return last != nullptr ? *last : most; }
-};
-
 // Between two looks of the host: so many times a few rounds of merges and, where the last one found no pair, a scan.
 constexpr int kStepsPerLook = 4;
 constexpr int kRoundsPerStep = 2;

@@ -194,6 +194,7 @@ struct StartCluster {
 };
 
 // Team: the lanes that share one item; rank, size, and sums and maxima over all of them.
+HIEXP_ANY_SIDE
 template <typename Team>
 HIEXP_HD void encode_row(const Clusters& c, const Team& team, int64_t slot) {
   const double* row = c.centroid(slot);
@@ -229,6 +230,7 @@ HIEXP_HD inline void remove_from_scans(const Clusters& c, int64_t slot) {
 
 struct EncodeRow {
   Clusters c;
+  HIEXP_ANY_SIDE
   template <typename Team>
   HIEXP_HD void operator()(const Team& team, int64_t slot) const {
     encode_row(c, team, slot);

@@ -85,6 +85,7 @@ struct Refresh {
 };
 
 // Octet: eight lanes that share one squared distance; lead() is true in one of them.
+HIEXP_ANY_SIDE
 template <typename Octet>
 HIEXP_HD inline void fill_cost(const Clusters& c, const Octet& octet, int32_t row, ListEntry& entry) {
   if (entry.slot < 0 || entry.stamp != kPending) return;
@@ -98,6 +99,7 @@ HIEXP_HD inline void fill_cost(const Clusters& c, const Octet& octet, int32_t ro
 struct RowCosts {
   Clusters c;
   const int32_t* rows;
+  HIEXP_ANY_SIDE
   template <typename Octet>
   HIEXP_HD void operator()(const Octet& octet, int64_t item) const {
     const int32_t row = rows[item / kList];
@@ -154,6 +156,7 @@ struct TakePairs {
 
 struct PairSquares {
   Clusters c;
+  HIEXP_ANY_SIDE
   template <typename Octet>
   HIEXP_HD void operator()(const Octet& octet, int64_t r) const {
     Record& pair = c.records[r];
@@ -164,6 +167,7 @@ struct PairSquares {
 
 struct MergeCentroids {
   Clusters c;
+  HIEXP_ANY_SIDE
   template <typename Team>
   HIEXP_HD void operator()(const Team& team, int64_t r) const {
     const Record pair = c.records[r];
@@ -221,6 +225,7 @@ struct JoinLists {
 // 2 kList items a pair.
 struct JointCosts {
   Clusters c;
+  HIEXP_ANY_SIDE
   template <typename Octet>
   HIEXP_HD void operator()(const Octet& octet, int64_t item) const {
     const Record pair = c.records[item / (2 * kList)];
