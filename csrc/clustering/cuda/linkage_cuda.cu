@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kThreads) each_kernel(Span span, Step step) {
 }
 
 template <typename Step>
-__global__ void __launch_bounds__(kThreads) teams_kernel(Span span, Step step) {
+__global__ void __launch_bounds__(kThreads, 3) teams_kernel(Span span, Step step) {
   const int64_t end = span.end(), stride = int64_t{gridDim.x} * kWarps;
   for (int64_t i = span.begin() + int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp; i < end; i += stride) {
     step(Warp{}, i);

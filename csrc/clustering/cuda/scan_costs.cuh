@@ -48,7 +48,7 @@ __device__ inline WarpList<Exact> join_warps(const WarpList<Exact> (&lists)[kCos
   return joined;
 }
 
-__global__ void __launch_bounds__(kThreads) scan_costs_kernel(Clusters c, const int32_t* scan, Span span) {
+__global__ void __launch_bounds__(kThreads, 2) scan_costs_kernel(Clusters c, const int32_t* scan, Span span) {
   __shared__ Exact memory[kCostRows][kWarps][kKeep];
   const int lane = lane_index(), warp = static_cast<int>(threadIdx.x) / kWarp;
   const int64_t count = span.end(), tiles = (c.listed + kCostColumns - 1) / kCostColumns;
