@@ -46,7 +46,7 @@ PYBIND11_MODULE(_core, m) {
         "threshold"_a, "progress"_a);
   m.def("linkage_device_logic", &clustering::linkage_device_logic<double>, "rows"_a.noconvert(), "method"_a, "metric"_a,
         "threshold"_a, "progress"_a);
-  m.def("linkage_device_logic", &clustering::linkage_device_logic<uint16_t>, "rows"_a.noconvert(), "method"_a, "metric"_a,
-        "threshold"_a, "progress"_a);
+  m.def("linkage_device_logic", &clustering::linkage_device_logic<uint16_t>, "rows"_a.noconvert(), "method"_a,
+        "metric"_a, "threshold"_a, "progress"_a);
   m.def("cut_labels", &clustering::cut, "z"_a.noconvert(), "n_merges"_a, "n"_a);
 }

@@ -23,7 +23,7 @@ namespace {
 std::vector<Merge> merges_of(Points points, Method method, Metric metric, double threshold, ThreadPool& pool,
                              Monitor& monitor) {
   if (points.n < 2) return {};
-  monitor.begin("merge", points.n - 1);
+  const size_t n = points.n;
   if (method == Method::single && metric != Metric::manhattan) {
     monitor.stats.algorithm = "boruvka";
     return spanning_tree(points, metric, threshold, pool, monitor);
@@ -39,6 +39,7 @@ std::vector<Merge> merges_of(Points points, Method method, Metric metric, double
     monitor.stats.algorithm = "matrix";
     monitor.stats.pairs = static_cast<double>(points.n) * static_cast<double>(points.n - 1) / 2.0;
     space = std::make_unique<MatrixSpace>(std::move(points), method, metric, pool);
+    monitor.begin("merge", n - 1);
   }
   return reciprocal_rounds(*space, std::move(ids), threshold, monitor);
 }
@@ -61,6 +62,7 @@ py::tuple linkage(const py::array_t<Scalar, py::array::c_style>& rows, Method me
   const auto n = static_cast<size_t>(rows.shape(0)), d = static_cast<size_t>(rows.shape(1));
   const Scalar* data = rows.data();
   Monitor monitor(python_report(progress));
+  monitor.begin("scan", n);
   std::vector<double> z;
   {
     py::gil_scoped_release release;
@@ -74,7 +76,7 @@ py::tuple linkage(const py::array_t<Scalar, py::array::c_style>& rows, Method me
     merges.insert(merges.end(), more.begin(), more.end());
     z = linkage_matrix(std::move(merges), n, threshold);
     monitor.stats.merges = z.size() / 4;
-    monitor.finish();
+    monitor.finish(n - 1);
   }
   return py::make_tuple(to_numpy(z, {static_cast<py::ssize_t>(z.size() / 4), 4}), stats_dict(monitor.stats));
 }

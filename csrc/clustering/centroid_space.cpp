@@ -1,8 +1,9 @@
 // See centroid_space.h.
 //
-// A scan proposes candidates in float32 with a proven bound; their costs are then computed in float64 from differences
-// of centroids, which neither cancels nor depends on the order of the operands. Where the bound cannot decide (ties,
-// tiny gaps), the whole row is computed in float64. Lists survive merges, so that most neighbours need no second scan.
+// A scan proposes candidates in float32 with a proven bound. Costs that decide are computed in float64 from differences
+// of centroids, which neither cancels nor depends on the order of the operands; all others stay bounds, also through
+// merges. Where the bound cannot decide (ties, tiny gaps), the whole row is computed in float64. Lists survive merges,
+// so that most neighbours need no second scan.
 #include "clustering/centroid_space.h"
 
 #include <algorithm>
@@ -50,22 +51,44 @@ int32_t CentroidSpace::current(int32_t slot) const {
   return slot;
 }
 
-// Brings a list up to date with the merges since: entries follow their cluster, with its new cost; twins go.
+// An entry whose cluster is in `slot` now. If it merged since, reducibility bounds its cost by those of its parts, and
+// parts that are not listed cost at least `bound`.
+ListEntry CentroidSpace::moved(ListEntry entry, int32_t slot, double bound) const {
+  const uint32_t version = versions_[static_cast<size_t>(slot)];
+  if (slot == entry.slot && version == entry.stamp) return entry;
+  entry.slot = slot;
+  entry.stamp = version;
+  entry.exact = 0;
+  entry.cost = std::min(entry.cost, bound) * kBoundSlack;
+  return entry;
+}
+
+// Brings a list up to date with the merges since: entries follow their cluster, twins become one.
 void CentroidSpace::refresh(size_t row) {
   auto& entries = lists_[row].entries;
   size_t kept = 0;
-  for (ListEntry entry : entries) {
-    const int32_t slot = current(entry.slot);
+  for (const ListEntry& old : entries) {
+    const int32_t slot = current(old.slot);
     if (slot < 0 || slot == static_cast<int32_t>(row)) continue;
-    const uint32_t version = versions_[static_cast<size_t>(slot)];
-    if (slot != entry.slot || version != entry.stamp) {
-      const auto same = [slot](const ListEntry& other) { return other.slot == slot; };
-      if (std::any_of(entries.begin(), entries.begin() + static_cast<std::ptrdiff_t>(kept), same)) continue;
-      entry = {slot, version, cost(row, static_cast<size_t>(slot))};
+    const ListEntry entry = moved(old, slot, lists_[row].bound);
+    const auto end = entries.begin() + static_cast<std::ptrdiff_t>(kept);
+    const auto twin = std::find_if(entries.begin(), end, [slot](const ListEntry& other) { return other.slot == slot; });
+    if (twin == end) {
+      entries[kept++] = entry;
+    } else if (!twin->exact) {
+      twin->cost = std::min(twin->cost, entry.cost);
     }
-    entries[kept++] = entry;
   }
   entries.resize(kept);
+}
+
+// The cheapest listed cluster if nothing unlisted can be cheaper, else slot = -1 and the bound.
+Neighbour CentroidSpace::certified(size_t row) {
+  NeighbourList& list = lists_[row];
+  const double limit = list.bound * kTie;
+  const Neighbour best =
+      list.cheapest(ids_[row], ids_, limit, [](int32_t) { return true; }, [&](size_t slot) { return cost(row, slot); });
+  return best.slot >= 0 && best.cost <= limit ? best : Neighbour{-1, list.bound};
 }
 
 std::vector<Neighbour> CentroidSpace::nearest(const std::vector<int32_t>& rows, bool scan) {
@@ -74,7 +97,7 @@ std::vector<Neighbour> CentroidSpace::nearest(const std::vector<int32_t>& rows, 
     for (size_t r = begin; r < end; ++r) {
       const auto row = static_cast<size_t>(rows[r]);
       refresh(row);
-      found[r] = lists_[row].certified(ids_[row], ids_);
+      found[r] = certified(row);
     }
   });
   if (!scan) return found;
@@ -85,7 +108,7 @@ std::vector<Neighbour> CentroidSpace::nearest(const std::vector<int32_t>& rows, 
   scan_rows(open);
   for (size_t r = 0; r < rows.size(); ++r) {
     const auto row = static_cast<size_t>(rows[r]);
-    if (found[r].slot < 0) found[r] = lists_[row].certified(ids_[row], ids_);
+    if (found[r].slot < 0) found[r] = certified(row);
   }
   return found;
 }
@@ -93,9 +116,10 @@ std::vector<Neighbour> CentroidSpace::nearest(const std::vector<int32_t>& rows, 
 void CentroidSpace::scan_rows(const std::vector<int32_t>& rows) {
   constexpr size_t kKeep = kListLength + 1;
   const bool all = rows.size() == slots();
-  count_scan(rows.size(), all);
   const std::vector<Candidate> candidates =
-      all ? panels_.scan_all(kKeep, pool_, monitor_) : panels_.scan(rows, kKeep, nullptr, pool_);
+      all ? panels_.scan_all(kKeep, nullptr, pool_, monitor_) : panels_.scan(rows, kKeep, nullptr, pool_);
+  if (!scanned_before_) monitor_.begin("merge", slots() - 1);
+  count_scan(rows.size(), all);
   std::vector<uint8_t> certain(rows.size());
   pool_.run_ranges(rows.size(), 16, [&](size_t begin, size_t end) {
     for (size_t r = begin; r < end; ++r) {
@@ -104,8 +128,10 @@ void CentroidSpace::scan_rows(const std::vector<int32_t>& rows) {
       NeighbourList& list = lists_[row];
       list.entries.clear();
       list.bound = static_cast<double>(mine[kListLength].bound);
-      for (size_t c = 0; c < kListLength && mine[c].slot >= 0; ++c) offer(row, static_cast<size_t>(mine[c].slot));
-      certain[r] = list.certified(ids_[row], ids_).slot >= 0;
+      for (size_t c = 0; c < kListLength && mine[c].slot >= 0; ++c) {
+        offer(row, static_cast<size_t>(mine[c].slot), static_cast<double>(mine[c].bound), false);
+      }
+      certain[r] = certified(row).slot >= 0;
     }
   });
   std::vector<int32_t> rest;
@@ -124,8 +150,8 @@ void CentroidSpace::count_scan(size_t rows, bool all) {
   scanned_before_ = true;
 }
 
-void CentroidSpace::offer(size_t row, size_t slot) {
-  lists_[row].offer({static_cast<int32_t>(slot), versions_[slot], cost(row, slot)}, ids_[row], ids_);
+void CentroidSpace::offer(size_t row, size_t slot, double cost, bool exact) {
+  lists_[row].offer({cost, static_cast<int32_t>(slot), versions_[slot], exact}, ids_[row], ids_);
 }
 
 // All costs of the rows in float64; several rows meet a centroid while it is in the cache.
@@ -140,14 +166,16 @@ void CentroidSpace::scan_exactly(const std::vector<int32_t>& rows) {
     for (size_t slot = 0; slot < slots(); ++slot) {
       if (sizes_[slot] == 0.0) continue;
       for (size_t r = begin; r < end; ++r) {
-        if (static_cast<size_t>(rows[r]) != slot) offer(static_cast<size_t>(rows[r]), slot);
+        const auto row = static_cast<size_t>(rows[r]);
+        if (row != slot) offer(row, slot, cost(row, slot), true);
       }
     }
   });
 }
 
 void CentroidSpace::merge(const std::vector<Pair>& pairs) {
-  // In two passes: the new lists need the new centroids of all pairs.
+  panels_.sizes_differ();
+  // In two passes: the new lists need the new versions of all pairs.
   pool_.run_ranges(pairs.size(), 4, [&](size_t begin, size_t end) {
     for (size_t p = begin; p < end; ++p) merge_centroids(pairs[p]);
   });
@@ -160,32 +188,47 @@ void CentroidSpace::merge_centroids(const Pair& pair) {
   const auto a = static_cast<size_t>(pair.keep), b = static_cast<size_t>(pair.drop);
   const double total = sizes_[a] + sizes_[b], share = mean_share(method_, sizes_[a], sizes_[b]);
   const double squares = squared_distance(centroid(a), centroid(b), d_);
-  lists_[a].bound = merged_bound(method_, sizes_[a], sizes_[b], lists_[a].bound, lists_[b].bound, pair.cost, n_points_);
   double* target = centroids_.data() + a * d_;
   for (size_t k = 0; k < d_; ++k) target[k] += share * (centroid(b)[k] - target[k]);
   if (method_ != Method::ward) {
     spreads_[a] += share * (spreads_[b] - spreads_[a]) + share * (1.0 - share) * squares;
   }
   sizes_[a] = total;
-  sizes_[b] = 0.0;
   forward_[b] = pair.keep;
   ++versions_[a];
   panels_.set(a, centroid(a), spreads_[a], total);
   panels_.remove(b);
 }
 
+// Bounds alone, by the update formula from both sides: exact costs wait until they are asked for.
 void CentroidSpace::merge_lists(const Pair& pair) {
   const auto a = static_cast<size_t>(pair.keep), b = static_cast<size_t>(pair.drop);
-  std::vector<ListEntry> known = std::move(lists_[a].entries);
-  known.insert(known.end(), lists_[b].entries.begin(), lists_[b].entries.end());
-  lists_[a].entries.clear();
+  const double size_b = sizes_[b], size_a = sizes_[a] - size_b;
+  sizes_[b] = 0.0;
+  refresh(a);
+  refresh(b);
+  const NeighbourList of_a = std::move(lists_[a]), of_b = std::move(lists_[b]);
+  const auto bound = [&](double to_a, double to_b, double n_low, double n_high) {
+    return merged_bound(method_, size_a, size_b, to_a, to_b, pair.cost, n_low, n_high);
+  };
+  lists_[a] = {{}, bound(of_a.bound, of_b.bound, 1.0, n_points_)};
   lists_[b] = {};
-  std::vector<int32_t> seen;
-  for (const ListEntry& entry : known) {
-    const int32_t slot = current(entry.slot);
-    if (slot < 0 || slot == pair.keep || std::find(seen.begin(), seen.end(), slot) != seen.end()) continue;
-    seen.push_back(slot);
-    offer(a, static_cast<size_t>(slot));
+  const auto find = [](const NeighbourList& list, int32_t slot) {
+    const auto same = [slot](const ListEntry& entry) { return entry.slot == slot; };
+    return std::find_if(list.entries.begin(), list.entries.end(), same);
+  };
+  const auto offer_bound = [&](int32_t slot, double to_a, double to_b) {
+    const auto third = static_cast<size_t>(slot);
+    offer(a, third, bound(to_a, to_b, sizes_[third], sizes_[third]), false);
+  };
+  for (const ListEntry& entry : of_a.entries) {
+    const auto other = find(of_b, entry.slot);
+    offer_bound(entry.slot, entry.cost, other == of_b.entries.end() ? of_b.bound : other->cost);
+  }
+  for (const ListEntry& entry : of_b.entries) {
+    if (entry.slot != pair.keep && find(of_a, entry.slot) == of_a.entries.end()) {
+      offer_bound(entry.slot, of_a.bound, entry.cost);
+    }
   }
 }
 
@@ -196,8 +239,7 @@ void CentroidSpace::compact(const std::vector<int32_t>& kept) {
     for (size_t i = begin; i < end; ++i) {
       for (ListEntry& entry : lists_[static_cast<size_t>(kept[i])].entries) {
         const int32_t slot = current(entry.slot);
-        // A cluster that followed a merge keeps its old cost under a stamp that no version has, so that it is renewed.
-        if (slot != entry.slot) entry.stamp = ~0u;
+        if (slot >= 0) entry = moved(entry, slot, lists_[static_cast<size_t>(kept[i])].bound);
         entry.slot = slot < 0 ? -1 : renumbered[static_cast<size_t>(slot)];
       }
     }

@@ -27,12 +27,14 @@ class CentroidSpace : public Space {
   const double* centroid(size_t i) const { return centroids_.data() + i * d_; }
   int32_t current(int32_t slot) const;
   void refresh(size_t row);
+  ListEntry moved(ListEntry entry, int32_t slot, double bound) const;
+  Neighbour certified(size_t row);
   void merge_centroids(const Pair& pair);
   void merge_lists(const Pair& pair);
   void count_scan(size_t rows, bool all);
   void scan_rows(const std::vector<int32_t>& rows);
   void scan_exactly(const std::vector<int32_t>& rows);
-  void offer(size_t row, size_t slot);
+  void offer(size_t row, size_t slot, double cost, bool exact);
 
   Method method_;
   Metric metric_;

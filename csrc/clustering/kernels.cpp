@@ -23,21 +23,26 @@ typedef double Double2 __attribute__((vector_size(16)));
 typedef double Double4Unaligned __attribute__((vector_size(32), aligned(8)));
 typedef double Double4 __attribute__((vector_size(32)));
 
-// kRows is fixed so that the sums stay in registers.
+// kRows is fixed so that the sums stay in registers: kRows x 3 of them.
 template <typename Vector, size_t kRows>
 HIEXP_INLINE void dot_rows(const float* a, const float* b, size_t d, float* out) {
-  constexpr size_t kParts = kPanelColumns * sizeof(float) / sizeof(Vector);
-  Vector sum[kRows][kParts] = {};
-  for (size_t k = 0; k < d; ++k) {
-    const Vector* panel = reinterpret_cast<const Vector*>(b + k * kPanelColumns);
-#pragma GCC unroll 12
+  constexpr size_t kParts = 3, kLanes = sizeof(Vector) / sizeof(float);
+  for (size_t first = 0; first < kPanelColumns; first += kParts * kLanes) {
+    Vector sum[kRows][kParts] = {};
+    for (size_t k = 0; k < d; ++k) {
+      const Vector* panel = reinterpret_cast<const Vector*>(b + k * kPanelColumns + first);
+      const Vector y[kParts] = {panel[0], panel[1], panel[2]};
+#pragma GCC unroll 8
+      for (size_t r = 0; r < kRows; ++r) {
+        const float x = a[k * kTileRows + r];
+#pragma GCC unroll 3
+        for (size_t part = 0; part < kParts; ++part) sum[r][part] += x * y[part];
+      }
+    }
     for (size_t r = 0; r < kRows; ++r) {
-      const float x = a[k * kTileRows + r];
-#pragma GCC unroll 4
-      for (size_t part = 0; part < kParts; ++part) sum[r][part] += x * panel[part];
+      std::copy_n(reinterpret_cast<const float*>(sum[r]), kParts * kLanes, out + r * kPanelColumns + first);
     }
   }
-  std::copy_n(reinterpret_cast<const float*>(sum), kRows * kPanelColumns, out);
 }
 
 // Few rows are common late in the clustering and must not cost a whole tile.
@@ -45,6 +50,7 @@ template <typename Vector, size_t kStep>
 HIEXP_INLINE void dot_passes(const float* a, const float* b, size_t d, size_t rows, float* out) {
   if (rows == 1) return dot_rows<Vector, 1>(a, b, d, out);
   if (rows == 2) return dot_rows<Vector, 2>(a, b, d, out);
+  if (rows <= 4) return dot_rows<Vector, 4>(a, b, d, out);
   for (size_t r = 0; r < rows; r += kStep) dot_rows<Vector, kStep>(a + r, b, d, out + r * kPanelColumns);
 }
 
@@ -74,10 +80,10 @@ typedef float Float16 __attribute__((vector_size(64)));
 typedef double Double8 __attribute__((vector_size(64)));
 
 __attribute__((target("arch=x86-64-v4"))) void dots(const float* a, const float* b, size_t d, size_t rows, float* out) {
-  dot_passes<Float16, 12>(a, b, d, rows, out);
+  dot_passes<Float16, 8>(a, b, d, rows, out);
 }
 __attribute__((target("arch=x86-64-v3"))) void dots(const float* a, const float* b, size_t d, size_t rows, float* out) {
-  dot_passes<Float8, 6>(a, b, d, rows, out);
+  dot_passes<Float8, 4>(a, b, d, rows, out);
 }
 __attribute__((target("arch=x86-64-v4"))) void differences(const double* const* x, const double* y, size_t d,
                                                            double* out) {
@@ -90,7 +96,7 @@ __attribute__((target("arch=x86-64-v3"))) void differences(const double* const* 
 __attribute__((target("default")))
 #endif
 void dots(const float* a, const float* b, size_t d, size_t rows, float* out) {
-  dot_passes<Float4, 3>(a, b, d, rows, out);
+  dot_passes<Float4, 4>(a, b, d, rows, out);
 }
 #if HIEXP_LEVELS
 __attribute__((target("default")))
@@ -108,18 +114,37 @@ void squared_distance_tile(const double* const* x, const double* y, size_t d, do
 }
 
 HIEXP_CLONES
-bool key_row(const float* dots, const float* q, const float* size, float q_row, float size_row, bool weighted,
-             float limit, const float* limits, float* keys) {
-  for (size_t c = 0; c < kPanelColumns; ++c) {
-    const float key = q_row + q[c] - 2.0f * dots[c];
-    keys[c] = key > 0.0f ? key : 0.0f;
+bool mark_tile(const TileSide& rows, size_t n_rows, const TileSide& columns, bool weighted, float* __restrict dots,
+               uint8_t* __restrict hits) {
+  // Without a division: both sides are multiplied by the sum of the sizes; the factor covers the rounding.
+  constexpr float kSlack = 1.0f + 1e-5f;
+  const float* __restrict column_q = columns.q;
+  const float* __restrict column_size = columns.size;
+  const float* __restrict column_limit = columns.limit;
+  int32_t any = 0;
+  for (size_t r = 0; r < n_rows; ++r) {
+    float* __restrict row = dots + r * kPanelColumns;
+    int32_t marks[kPanelColumns];
+    const float q = rows.q[r], size = rows.size[r], limit = rows.limit[r];
+    for (size_t c = 0; c < kPanelColumns; ++c) row[c] = q + column_q[c] - 2.0f * row[c];
+    if (weighted) {
+      for (size_t c = 0; c < kPanelColumns; ++c) {
+        const float larger = column_limit[c] > limit ? column_limit[c] : limit;
+        const float left = row[c] * (2.0f * size * column_size[c]);
+        marks[c] = left <= larger * ((size + column_size[c]) * kSlack) ? 1 : 0;
+      }
+    } else {
+      for (size_t c = 0; c < kPanelColumns; ++c) {
+        const float larger = column_limit[c] > limit ? column_limit[c] : limit;
+        marks[c] = row[c] <= larger ? 1 : 0;
+      }
+    }
+    int32_t found = 0;
+    for (size_t c = 0; c < kPanelColumns; ++c) found |= marks[c];
+    for (size_t c = 0; c < kPanelColumns; ++c) hits[r * kPanelColumns + c] = static_cast<uint8_t>(marks[c]);
+    any |= found;
   }
-  if (weighted) {
-    for (size_t c = 0; c < kPanelColumns; ++c) keys[c] *= 2.0f * size_row * size[c] / (size_row + size[c]);
-  }
-  int hits = 0;
-  for (size_t c = 0; c < kPanelColumns; ++c) hits |= keys[c] <= (limits[c] > limit ? limits[c] : limit);
-  return hits != 0;
+  return any != 0;
 }
 
 HIEXP_CLONES

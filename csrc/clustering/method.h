@@ -66,21 +66,31 @@ HIEXP_HD inline double merged_distance(Method method, double a, double b, double
 }
 
 // Share of B in the mean of the union of A and B.
-HIEXP_HD inline double mean_share(Method method, double a, double b) { return method == Method::weighted ? 0.5 : b / (a + b); }
+HIEXP_HD inline double mean_share(Method method, double a, double b) {
+  return method == Method::weighted ? 0.5 : b / (a + b);
+}
 
-// Lower bound on the cost between the union of A and B and any cluster that costs at least bound_a from A and at least
-// bound_b from B. Ward's update depends on the third cluster's size n_j through a Moebius function, monotone in n_j,
-// so the ends 1 and n bound it. Reducibility gives a second bound, and the factor covers the rounding of both.
+// Every merge takes bounds through arithmetic; the first factor covers its rounding. Costs within the second factor
+// count as equal: centroids and sums of squares are rounded by as much. Without it the bounds would not survive a merge
+// where many distances tie, and every merge would need a scan.
+constexpr double kBoundSlack = 1.0 - 2e-15;
+constexpr double kTie = 1.0 + 5e-14;
+
+// Lower bound on the cost between the union of A and B and a cluster of n_low to n_high members that costs at least
+// bound_a from A and bound_b from B. Ward's update depends on the third cluster's size through a Moebius function,
+// monotone in it, so the ends bound it. Reducibility gives a second bound.
 HIEXP_HD inline double merged_bound(Method method, double a, double b, double bound_a, double bound_b, double cost_ab,
-                           double n) {
+                                    double n_low, double n_high) {
+  const double smaller = std::min(bound_a, bound_b);
+  if (smaller == kInfinity) return kInfinity;
   double update = merged_distance(method, a, b, bound_a, bound_b);
   if (method == Method::ward) {
     update = kInfinity;
-    for (const double n_j : {1.0, n}) {
-      update = std::min(update, ((a + n_j) * bound_a + (b + n_j) * bound_b - n_j * cost_ab) / (a + b + n_j));
+    for (const double n : {n_low, n_high}) {
+      update = std::min(update, ((a + n) * bound_a + (b + n) * bound_b - n * cost_ab) / (a + b + n));
     }
   }
-  return std::max(update, std::min(bound_a, bound_b)) * (1.0 - 1e-14);
+  return std::max(update, smaller) * kBoundSlack;
 }
 
 // Order of equally distant pairs: symmetric, and scattered so that equal distances everywhere do not all point to one

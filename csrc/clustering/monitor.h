@@ -56,10 +56,10 @@ class Monitor {
     report();
   }
 
-  // The last report.
-  void finish() {
+  // The last report: the merges made, of `total` there may be.
+  void finish(size_t total) {
     stats.seconds = std::chrono::duration<double>(Clock::now() - start_).count();
-    stage_ = "merge";
+    begin("merge", total);
     done_ = stats.merges;
     report();
   }

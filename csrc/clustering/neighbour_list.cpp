@@ -22,18 +22,4 @@ void NeighbourList::offer(const ListEntry& entry, int32_t id, const std::vector<
   entries.insert(std::upper_bound(entries.begin(), entries.end(), entry, before), entry);
 }
 
-Neighbour NeighbourList::certified(int32_t id, const std::vector<int32_t>& ids) const {
-  Neighbour best;
-  uint64_t best_hash = 0;
-  for (const ListEntry& entry : entries) {
-    if (entry.cost > best.cost) continue;
-    const uint64_t hash = pair_hash(id, ids[static_cast<size_t>(entry.slot)]);
-    if (entry.cost < best.cost || best.slot < 0 || hash < best_hash) {
-      best = {entry.slot, entry.cost};
-      best_hash = hash;
-    }
-  }
-  return best.cost <= bound ? best : Neighbour{-1, bound};
-}
-
 }  // namespace hiexp::clustering

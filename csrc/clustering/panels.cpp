@@ -1,8 +1,8 @@
 // See panels.h.
 //
-// Work mapping: a task is a block of rows times a range of panels. The rows are packed once per task (L2), a panel of
-// 16 columns stays in L1 while all tiles of 12 rows meet it; each tile of 12 x 16 dots ends in at most a few
-// insertions.
+// Work mapping: a task is a block of rows times a range of panels, short enough to be interrupted. The rows are packed
+// once per task; both they and a panel of 48 columns stay in L2 while all tiles of 8 rows meet it. A tile of 8 x 48
+// dots ends in marks for the few pairs that may enter a list.
 //
 // Error bound. With u = 2^-24, x = fl(x) + e, |e| <= u |x| and d fused or unfused steps,
 //   |fl(<fl(x), fl(y)>) - <x, y>| <= (2u + u^2 + (d + 1) u (1 + u)^2 ...) |x||y|,   2 |x||y| <= |x|^2 + |y|^2,
@@ -12,7 +12,9 @@
 #include "clustering/panels.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <new>
 #include <numeric>
@@ -25,7 +27,9 @@ namespace {
 
 constexpr double kUnit = 1.0 / (1 << 24);  // unit roundoff of float32
 constexpr double kUnderflow = 1e-30;       // norms are at most 1, so this is far above d * 2^-140
-constexpr size_t kRowBlockBytes = 192 * 1024;
+constexpr size_t kRowBlockBytes = 320 * 1024;
+constexpr size_t kMaxTiles = 4 * kPanelColumns / kTileRows;
+constexpr double kTaskProducts = 2e9;  // multiplications of a task: 30 ms to 0.2 s
 constexpr float kNothing = std::numeric_limits<float>::infinity();
 
 float* allocate(size_t count) {
@@ -40,6 +44,13 @@ bool before(const Candidate& left, const Candidate& right) {
   return left.bound < right.bound || (left.bound == right.bound && left.slot < right.slot);
 }
 
+// For columns that collect nothing.
+constexpr std::array<float, kPanelColumns> no_limits() {
+  std::array<float, kPanelColumns> limits{};
+  for (size_t c = 0; c < kPanelColumns; ++c) limits[c] = -1.0f;
+  return limits;
+}
+
 // Keeps `list` the sorted `keep` smallest; the total order makes the result independent of the order of insertion.
 void insert(Candidate* list, size_t keep, Candidate candidate) {
   if (!before(candidate, list[keep - 1])) return;
@@ -49,10 +60,6 @@ void insert(Candidate* list, size_t keep, Candidate candidate) {
 }
 
 }  // namespace
-
-struct Panels::Range {
-  size_t row_begin, row_end, panel_begin, panel_end;
-};
 
 void Panels::Free::operator()(float* memory) const { std::free(memory); }
 
@@ -93,7 +100,7 @@ void Panels::resize(size_t slots) {
 
 size_t Panels::rows_per_block() const {
   const size_t tile_bytes = d_ * sizeof(float) * kTileRows;
-  return std::max<size_t>(1, std::min<size_t>(8, kRowBlockBytes / tile_bytes)) * kTileRows;
+  return std::max<size_t>(1, std::min<size_t>(kMaxTiles, kRowBlockBytes / tile_bytes)) * kTileRows;
 }
 
 // Rows transposed in tiles (tiles, d, kTileRows), the last one filled up with zeros.
@@ -115,10 +122,11 @@ std::vector<Candidate> Panels::scan(const std::vector<int32_t>& rows, size_t kee
   const size_t panels = (slots_ + kPanelColumns - 1) / kPanelColumns;
   const size_t row_blocks = (rows.size() + block - 1) / block;
   const size_t wanted = 4 * static_cast<size_t>(pool.size());
-  // Few rows: split the columns too, so that every thread has work; at least 64 panels a task, as waking a thread costs
+  // Few rows: split the columns too, so that every thread has work; at least 24 panels a task, as waking a thread costs
   // too.
-  const size_t splits =
-      pool.size() == 1 ? 1 : std::max<size_t>(1, std::min((wanted + row_blocks - 1) / row_blocks, panels / 64));
+  const size_t for_threads =
+      pool.size() == 1 ? 1 : std::max<size_t>(1, std::min((wanted + row_blocks - 1) / row_blocks, panels / 24));
+  const size_t splits = std::max(for_threads, (panels + panels_per_task() - 1) / panels_per_task());
   std::vector<Candidate> found(splits * rows.size() * keep, Candidate{kNothing, -1});
   pool.run(row_blocks * splits, [&](size_t task) {
     const size_t row = task / splits, split = task % splits;
@@ -144,27 +152,51 @@ void Panels::scan_block(const Range& range, const std::vector<int32_t>& rows, si
   }
 }
 
-void Panels::scan_tile(const float* tile, size_t panel, const int32_t* rows, size_t n_rows, size_t keep,
-                       const int32_t* group, Candidate* out) const {
-  static constexpr float kNoLimits[kPanelColumns] = {};
-  alignas(64) float dots[kTileRows * kPanelColumns];
-  alignas(64) float keys[kPanelColumns];
-  dot_tile(tile, values_.get() + panel * d_ * kPanelColumns, d_, n_rows, dots);
-  const size_t first = panel * kPanelColumns;
-  for (size_t r = 0; r < n_rows; ++r) {
-    const auto row = static_cast<size_t>(rows[r]);
-    Candidate* list = out + r * keep;
-    if (!key_row(dots + r * kPanelColumns, q_.data() + first, size_.data() + first, q_[row], size_[row], weighted_,
-                 list[keep - 1].bound, kNoLimits, keys)) {
-      continue;
-    }
-    for (size_t c = 0; c < kPanelColumns; ++c) {
-      const size_t slot = first + c;
-      if (keys[c] > list[keep - 1].bound || keys[c] == kNothing || slot == row) continue;
-      if (group != nullptr && group[slot] == group[row]) continue;
-      insert(list, keep, {keys[c], static_cast<int32_t>(slot)});
+// The sums of a block fill this and are marked in place.
+struct Panels::Tile {
+  alignas(64) float values[kTileRows * kPanelColumns];
+  alignas(64) uint8_t hits[kTileRows * kPanelColumns];
+
+  // Calls body(r, c, t) for every mark of the first rows.
+  template <typename Body>
+  void for_hits(size_t n_rows, const Body& body) const {
+    for (size_t r = 0; r < n_rows; ++r) {
+      for (size_t c = 0; c < kPanelColumns; c += 8) {
+        uint64_t eight;
+        std::memcpy(&eight, hits + r * kPanelColumns + c, sizeof eight);
+        if (eight == 0) continue;
+        for (size_t i = c; i < c + 8; ++i) {
+          if (hits[r * kPanelColumns + i] != 0) body(r, i, values[r * kPanelColumns + i]);
+        }
+      }
     }
   }
+};
+
+float Panels::key(float t, float size_row, float size_column) const {
+  const float bound = t > 0.0f ? t : 0.0f;
+  return plain() ? bound : bound * (2.0f * size_row * size_column / (size_row + size_column));
+}
+
+void Panels::scan_tile(const float* packed, size_t panel, const int32_t* rows, size_t n_rows, size_t keep,
+                       const int32_t* group, Candidate* out) const {
+  static constexpr auto kNoLimits = no_limits();
+  float q[kTileRows], size[kTileRows], limit[kTileRows];
+  for (size_t r = 0; r < n_rows; ++r) {
+    q[r] = q_[static_cast<size_t>(rows[r])];
+    size[r] = size_[static_cast<size_t>(rows[r])];
+    limit[r] = out[r * keep + keep - 1].bound;
+  }
+  Tile tile;
+  dot_tile(packed, values_.get() + panel * d_ * kPanelColumns, d_, n_rows, tile.values);
+  const size_t first = panel * kPanelColumns;
+  const TileSide columns{q_.data() + first, size_.data() + first, kNoLimits.data()};
+  if (!mark_tile({q, size, limit}, n_rows, columns, !plain(), tile.values, tile.hits)) return;
+  tile.for_hits(n_rows, [&](size_t r, size_t c, float t) {
+    const size_t slot = first + c, row = static_cast<size_t>(rows[r]);
+    if (q_[slot] == kNothing || slot == row || (group != nullptr && group[slot] == group[row])) return;
+    insert(out + r * keep, keep, {key(t, size[r], size_[slot]), static_cast<int32_t>(slot)});
+  });
 }
 
 // Every thread collects candidates of all slots on its own; the lists are merged at the end, in any order.
@@ -174,23 +206,25 @@ struct Panels::Lane {
   std::vector<float> limits;     // (slots, padded) the last bound of each list
 
   void offer(size_t row, size_t slot, float key) {
+    if (key > limits[row]) return;
     Candidate* list = found.data() + row * keep;
     insert(list, keep, {key, static_cast<int32_t>(slot)});
     limits[row] = list[keep - 1].bound;
   }
 };
 
-std::vector<Candidate> Panels::scan_all(size_t keep, ThreadPool& pool, Monitor& monitor) const {
-  const size_t block = rows_per_block(), blocks = (slots_ + block - 1) / block;
-  const Lane empty{keep, std::vector<Candidate>(slots_ * keep, Candidate{kNothing, -1}),
-                   std::vector<float>(q_.size(), kNothing)};
-  std::vector<Lane> lanes(static_cast<size_t>(pool.size()), empty);
-  monitor.begin("scan", slots_);
-  pool.run_lanes(blocks, [&](size_t b, size_t lane) {
-    scan_upper_block(b * block, block, lanes[lane]);
-    monitor.advance(std::min(block, slots_ - b * block));
+std::vector<Candidate> Panels::scan_all(size_t keep, const int32_t* group, ThreadPool& pool, Monitor& monitor) const {
+  const std::vector<Range> tasks = upper_tasks();
+  std::vector<Lane> lanes(static_cast<size_t>(pool.size()));
+  for (Lane& lane : lanes) {
+    lane = {keep, std::vector<Candidate>(slots_ * keep, Candidate{kNothing, -1}), std::vector<float>(q_.size(), -1.0f)};
+    for (size_t slot = 0; slot < slots_; ++slot) lane.limits[slot] = q_[slot] == kNothing ? -1.0f : kNothing;
+  }
+  const size_t panels = (slots_ + kPanelColumns - 1) / kPanelColumns;
+  pool.run_lanes(tasks.size(), [&](size_t task, size_t lane) {
+    scan_upper_block(tasks[task], group, lanes[lane]);
+    if (tasks[task].panel_end == panels) monitor.advance(tasks[task].row_end - tasks[task].row_begin);
   });
-  monitor.begin("merge", slots_ - 1);
   std::vector<Candidate>& found = lanes[0].found;
   pool.run_ranges(slots_, 1024, [&](size_t begin, size_t end) {
     for (size_t lane = 1; lane < lanes.size(); ++lane) {
@@ -202,36 +236,63 @@ std::vector<Candidate> Panels::scan_all(size_t keep, ThreadPool& pool, Monitor& 
   return std::move(found);
 }
 
-// The products of a block of rows with themselves and everything after them.
-void Panels::scan_upper_block(size_t first, size_t block, Lane& lane) const {
-  const size_t last = std::min(slots_, first + block);
-  std::vector<int32_t> rows(last - first);
-  std::iota(rows.begin(), rows.end(), static_cast<int32_t>(first));
+size_t Panels::panels_per_task() const {
+  const double panel_products = static_cast<double>(rows_per_block() * kPanelColumns * d_);
+  return std::max<size_t>(1, static_cast<size_t>(kTaskProducts / panel_products));
+}
+
+// Blocks of rows with themselves and everything after them.
+std::vector<Panels::Range> Panels::upper_tasks() const {
+  const size_t block = rows_per_block(), panels = (slots_ + kPanelColumns - 1) / kPanelColumns;
+  std::vector<Range> tasks;
+  for (size_t row = 0; row < slots_; row += block) {
+    for (size_t panel = row / kPanelColumns; panel < panels; panel += panels_per_task()) {
+      tasks.push_back({row, std::min(slots_, row + block), panel, std::min(panels, panel + panels_per_task())});
+    }
+  }
+  return tasks;
+}
+
+void Panels::scan_upper_block(const Range& range, const int32_t* group, Lane& lane) const {
+  std::vector<int32_t> rows(range.row_end - range.row_begin);
+  std::iota(rows.begin(), rows.end(), static_cast<int32_t>(range.row_begin));
   const std::vector<float> packed = pack(rows.data(), rows.size());
-  for (size_t panel = first / kPanelColumns; panel * kPanelColumns < slots_; ++panel) {
-    for (size_t row = first; row < last; row += kTileRows) {
-      scan_upper_tile(packed.data() + (row - first) * d_, panel, row, std::min(kTileRows, last - row), lane);
+  for (size_t panel = range.panel_begin; panel < range.panel_end; ++panel) {
+    for (size_t row = range.row_begin; row < range.row_end; row += kTileRows) {
+      const size_t n_rows = std::min(kTileRows, range.row_end - row);
+      prefetch_part(panel + 1, (row - range.row_begin) / kTileRows, rows.size() / kTileRows);
+      scan_upper_tile(packed.data() + (row - range.row_begin) * d_, panel, row, n_rows, group, lane);
     }
   }
 }
 
-void Panels::scan_upper_tile(const float* tile, size_t panel, size_t first, size_t n_rows, Lane& lane) const {
-  alignas(64) float dots[kTileRows * kPanelColumns];
-  alignas(64) float keys[kPanelColumns];
-  dot_tile(tile, values_.get() + panel * d_ * kPanelColumns, d_, n_rows, dots);
-  const size_t column = panel * kPanelColumns;
-  for (size_t row = first; row < first + n_rows; ++row) {
-    if (!key_row(dots + (row - first) * kPanelColumns, q_.data() + column, size_.data() + column, q_[row], size_[row],
-                 weighted_, lane.limits[row], lane.limits.data() + column, keys)) {
-      continue;
-    }
-    for (size_t c = 0; c < kPanelColumns; ++c) {
-      const size_t slot = column + c;
-      if (slot <= row || keys[c] == kNothing) continue;
-      if (keys[c] <= lane.limits[row]) lane.offer(row, slot, keys[c]);
-      if (keys[c] <= lane.limits[slot]) lane.offer(slot, row, keys[c]);
-    }
+// Fetches a part of a panel into L2 while the one before it is multiplied.
+void Panels::prefetch_part(size_t panel, size_t part, size_t parts) const {
+  const size_t floats = d_ * kPanelColumns;
+  if (part >= parts || (panel + 1) * kPanelColumns > q_.size()) return;
+  const float* values = values_.get() + panel * floats;
+  for (size_t k = part * floats / parts / 16 * 16; k < (part + 1) * floats / parts; k += 16) {
+    __builtin_prefetch(values + k, 0, 2);
   }
+}
+
+void Panels::scan_upper_tile(const float* packed, size_t panel, size_t first, size_t n_rows, const int32_t* group,
+                             Lane& lane) const {
+  const size_t column = panel * kPanelColumns;
+  if (column + kPanelColumns <= first) return;
+  Tile tile;
+  dot_tile(packed, values_.get() + panel * d_ * kPanelColumns, d_, n_rows, tile.values);
+  const TileSide rows{q_.data() + first, size_.data() + first, lane.limits.data() + first};
+  const TileSide columns{q_.data() + column, size_.data() + column, lane.limits.data() + column};
+  if (!mark_tile(rows, n_rows, columns, !plain(), tile.values, tile.hits)) return;
+  tile.for_hits(n_rows, [&](size_t r, size_t c, float t) {
+    const size_t row = first + r, slot = column + c;
+    if (slot <= row || q_[slot] == kNothing || q_[row] == kNothing) return;
+    if (group != nullptr && group[slot] == group[row]) return;
+    const float bound = key(t, size_[row], size_[slot]);
+    lane.offer(row, slot, bound);
+    lane.offer(slot, row, bound);
+  });
 }
 
 }  // namespace hiexp::clustering

@@ -35,17 +35,29 @@ class Panels {
                               ThreadPool& pool) const;
 
   // The same for all slots at once, for half the work: a product serves its row and its column. Returns (slots, keep).
-  std::vector<Candidate> scan_all(size_t keep, ThreadPool& pool, Monitor& monitor) const;
+  std::vector<Candidate> scan_all(size_t keep, const int32_t* group, ThreadPool& pool, Monitor& monitor) const;
+
+  // From here on some cluster may have more than one member; until then the weight of ward is 1.
+  void sizes_differ() { sizes_differ_ = true; }
 
  private:
-  struct Range;
+  struct Range {
+    size_t row_begin, row_end, panel_begin, panel_end;
+  };
+  struct Tile;
+  struct Lane;
   void scan_block(const Range& range, const std::vector<int32_t>& rows, size_t keep, const int32_t* group,
                   Candidate* out) const;
-  void scan_tile(const float* tile, size_t panel, const int32_t* rows, size_t n_rows, size_t keep, const int32_t* group,
-                 Candidate* out) const;
-  struct Lane;
-  void scan_upper_block(size_t first, size_t block, Lane& lane) const;
-  void scan_upper_tile(const float* tile, size_t panel, size_t first, size_t n_rows, Lane& lane) const;
+  void scan_tile(const float* packed, size_t panel, const int32_t* rows, size_t n_rows, size_t keep,
+                 const int32_t* group, Candidate* out) const;
+  std::vector<Range> upper_tasks() const;
+  void scan_upper_block(const Range& range, const int32_t* group, Lane& lane) const;
+  void scan_upper_tile(const float* packed, size_t panel, size_t first, size_t n_rows, const int32_t* group,
+                       Lane& lane) const;
+  bool plain() const { return !weighted_ || !sizes_differ_; }
+  float key(float t, float size_row, float size_column) const;
+  size_t panels_per_task() const;
+  void prefetch_part(size_t panel, size_t part, size_t parts) const;
   std::vector<float> pack(const int32_t* rows, size_t n_rows) const;
   size_t rows_per_block() const;
   float* column(size_t slot) const;
@@ -55,6 +67,7 @@ class Panels {
   };
   size_t slots_, d_;
   bool weighted_;
+  bool sizes_differ_ = false;
   std::vector<double> centre_;
   std::unique_ptr<float[], Free> values_;  // (panels, d, kPanelColumns)
   std::vector<float> q_;                   // |centroid|^2 + spread less the error; infinity where nothing is stored

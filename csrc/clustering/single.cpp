@@ -60,24 +60,25 @@ class SpanningTree {
   }
 
  private:
-  Edge cheapest_listed(size_t i) const {
-    Edge best;
-    for (const ListEntry& entry : lists_[i].entries) {
-      if (group_[static_cast<size_t>(entry.slot)] != group_[i]) best = std::min(best, edge(i, entry));
-    }
-    return best;
-  }
-
-  static Edge edge(size_t i, const ListEntry& entry) {
+  // The shortest listed edge out of the component, if it is no longer than all that are not listed.
+  Edge cheapest_listed(size_t i) {
+    const Neighbour best = lists_[i].cheapest(
+        points_.ids[i], points_.ids, kInfinity,
+        [&](int32_t slot) { return group_[static_cast<size_t>(slot)] != group_[i]; },
+        [&](size_t j) { return squared_distance(points_.row(i), points_.row(j), points_.d); });
     const auto self = static_cast<int32_t>(i);
-    return {entry.cost, std::min(self, entry.slot), std::max(self, entry.slot)};
+    return best.slot < 0 ? Edge{} : Edge{best.cost, std::min(self, best.slot), std::max(self, best.slot)};
   }
 
   void find_best() {
+    std::vector<Edge> edges(points_.n);
+    pool_.run_ranges(points_.n, 256, [&](size_t begin, size_t end) {
+      for (size_t i = begin; i < end; ++i) edges[i] = cheapest_listed(i);
+    });
     std::fill(best_.begin(), best_.end(), Edge{});
     for (size_t i = 0; i < points_.n; ++i) {
       Edge& best = best_[static_cast<size_t>(group_[i])];
-      best = std::min(best, cheapest_listed(i));
+      best = std::min(best, edges[i]);
     }
   }
 
@@ -96,7 +97,8 @@ class SpanningTree {
     constexpr size_t kKeep = kListLength + 1;
     const bool first = edges_.empty() && rows.size() == points_.n;
     const std::vector<Candidate> found =
-        first ? panels_.scan_all(kKeep, pool_, monitor_) : panels_.scan(rows, kKeep, group_.data(), pool_);
+        first ? panels_.scan_all(kKeep, nullptr, pool_, monitor_) : panels_.scan(rows, kKeep, group_.data(), pool_);
+    if (first) monitor_.begin("merge", points_.n - 1);
     count_scan(rows.size(), first);
     std::vector<uint8_t> certain(rows.size());
     pool_.run_ranges(rows.size(), 16, [&](size_t begin, size_t end) {
@@ -122,13 +124,14 @@ class SpanningTree {
     NeighbourList& list = lists_[i];
     list.entries.clear();
     list.bound = static_cast<double>(candidates[kListLength].bound);
-    for (size_t c = 0; c < kListLength && candidates[c].slot >= 0; ++c) add(i, static_cast<size_t>(candidates[c].slot));
+    for (size_t c = 0; c < kListLength && candidates[c].slot >= 0; ++c) {
+      add(i, static_cast<size_t>(candidates[c].slot), static_cast<double>(candidates[c].bound), false);
+    }
     return cheapest_listed(i).cost <= list.bound;
   }
 
-  void add(size_t i, size_t j) {
-    const double cost = squared_distance(points_.row(i), points_.row(j), points_.d);
-    lists_[i].offer({static_cast<int32_t>(j), 0, cost}, points_.ids[i], points_.ids);
+  void add(size_t i, size_t j, double cost, bool exact) {
+    lists_[i].offer({cost, static_cast<int32_t>(j), 0, exact}, points_.ids[i], points_.ids);
   }
 
   // Several rows meet a point while it is in the cache.
@@ -140,7 +143,8 @@ class SpanningTree {
       for (size_t j = 0; j < points_.n; ++j) {
         for (size_t r = begin; r < end; ++r) {
           const auto i = static_cast<size_t>(rows[r]);
-          if (group_[j] != group_[i]) add(i, j);
+          if (group_[j] == group_[i]) continue;
+          add(i, j, squared_distance(points_.row(i), points_.row(j), points_.d), true);
         }
       }
     });

@@ -1,4 +1,4 @@
-"""The native core behind hiexp.linkage: methods in centroid form, statistics, progress, stopping, threads, bad cases."""
+"""The native core of hiexp.linkage: centroid forms, statistics, progress, stopping, threads, bad cases."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_partial_tree_is_a_prefix(method, metric, fraction):
 
 @pytest.mark.parametrize("metric", ["sqeuclidean", "manhattan"])
 def test_ward_needs_euclidean_distances(metric):
-    with pytest.raises(ValueError, match="metric.*ward"):
+    with pytest.raises(ValueError, match=r"metric.*ward"):
         hiexp.linkage([[0.0], [1.0]], "ward", metric)
 
 

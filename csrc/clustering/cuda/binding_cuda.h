@@ -38,7 +38,7 @@ inline pybind11::tuple bind_linkage_cuda(std::uintptr_t data, Element element, s
                                     reinterpret_cast<cudaStream_t>(stream), monitor),
                        n, threshold);
     monitor.stats.merges = z.size() / 4;
-    monitor.finish();
+    monitor.finish(n - 1);
   }
   pybind11::array_t<double> matrix({static_cast<pybind11::ssize_t>(z.size() / 4), pybind11::ssize_t{4}});
   std::copy(z.begin(), z.end(), matrix.mutable_data());

@@ -1,5 +1,6 @@
 // All clusters of a run as plain arrays in one block of memory: device memory under CUDA, heap memory in the emulation.
-// A cluster lives in the slot of its first row for good; slots are never renumbered, only the list of live ones shrinks.
+// A cluster lives in the slot of its first row for good; slots are never renumbered, only the list of live ones
+// shrinks.
 #pragma once
 
 #include <cstddef>
@@ -7,17 +8,16 @@
 
 #include "clustering/cuda/low_precision.h"
 #include "clustering/method.h"
-#include "clustering/neighbour_list.h"
 
 namespace hiexp::clustering::device {
 
 using Word = unsigned long long;  // the 64-bit type CUDA's atomics know
 
-constexpr int kList = static_cast<int>(kListLength);
+constexpr int kList = 16;
 constexpr int kKeep = kList + 1;              // the last one only bounds what is not listed
 constexpr int kDepthStep = 32;                // halves of a row that a tile of the candidate pass loads at once
 constexpr int kTile = 128;                    // rows and columns of such a tile
-constexpr int kCostRows = 4;                    // rows that share a block's loads in a float64 scan
+constexpr int kCostRows = 4;                  // rows that share a block's loads in a float64 scan
 constexpr int kParts = 256;                   // partial results of a reduction over rows
 constexpr uint32_t kPending = 0xffffffffu;    // stamp of a list entry whose cost is not known yet
 constexpr int32_t kNoSlot = 0x7fffffff;       // larger than any slot
@@ -29,6 +29,13 @@ struct Record {
   int32_t keep, drop;
   uint32_t round;
   double cost, squares;
+};
+
+// A cluster in a list; its cost is exact, and belongs to that version of the cluster.
+struct Entry {
+  int32_t slot;
+  uint32_t stamp;
+  double cost;
 };
 
 // A candidate with a lower bound on its cost, and one with the cost itself.
@@ -43,12 +50,13 @@ struct Exact {
 
 // Everything a round decides on; the host reads it once every few rounds.
 struct Counters {
-  int32_t alive, work, pair_begin, merges;          // pairs of this round are records [pair_begin, merges)
-  int32_t demanded, scan, exact, merges_at_scan;    // rows wanted by others, to scan, to scan in float64
-  int32_t searching, demand_slot, edge_slot, forced;  // forced: this slot merges with its neighbour whatever that thinks
+  int32_t alive, work, pair_begin, merges;        // pairs of this round are records [pair_begin, merges)
+  int32_t demanded, scan, exact, merges_at_scan;  // rows wanted by others, to scan, to scan in float64
+  int32_t searching, demand_slot, edge_slot,
+      forced;  // forced: this slot merges with its neighbour whatever that thinks
   uint32_t round, forced_round, scans, padding;
-  Word least_demand, least_edge;     // bits of costs
-  Word first_bad, first_zero_row;    // smallest index of a value that is not finite, of a row of zeros
+  Word least_demand, least_edge;   // bits of costs
+  Word first_bad, first_zero_row;  // smallest index of a value that is not finite, of a row of zeros
   Word scanned, certified, exact_rows, pairs;
 };
 
@@ -69,7 +77,7 @@ struct Clusters {
   uint32_t *versions, *touched, *wanted;   // (n,)
   Word* claims;                            // (n,)
   State* states;                           // (n,)
-  ListEntry* entries;                      // (n, kList)
+  Entry* entries;                          // (n, kList)
   int32_t *columns, *work, *scan, *exact;  // (n,)
   Record* records;                         // (n,)
   Approximate* approximate_parts;          // (grid, kTile, kKeep)
@@ -77,7 +85,7 @@ struct Clusters {
   Counters* counters;
 
   HIEXP_HD double* centroid(int64_t slot) const { return centroids + slot * d; }
-  HIEXP_HD ListEntry* list(int64_t slot) const { return entries + slot * kList; }
+  HIEXP_HD Entry* list(int64_t slot) const { return entries + slot * kList; }
   // Where a cluster went; chains of merges are short, because every round halves them.
   HIEXP_HD int32_t current(int32_t slot) const {
     while (forward[slot] != slot) slot = forward[slot];

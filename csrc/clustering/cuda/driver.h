@@ -241,7 +241,7 @@ class Driver {
   double threshold_;
   Monitor& monitor_;
   int exponent_ = 0;
-  std::vector<int32_t> live_;     // slots on the device's list of columns
+  std::vector<int32_t> live_;  // slots on the device's list of columns
 };
 
 }  // namespace hiexp::clustering::device

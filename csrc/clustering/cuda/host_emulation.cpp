@@ -131,14 +131,14 @@ py::tuple linkage_device_logic(const py::array_t<Scalar, py::array::c_style>& ro
     Driver<HostBackend> driver(backend, clusters, method, metric, threshold, monitor);
     z = linkage_matrix(driver.run(values(data), static_cast<int64_t>(d)), n, threshold);
     monitor.stats.merges = z.size() / 4;
-    monitor.finish();
+    monitor.finish(n - 1);
   }
   py::array_t<double> matrix({static_cast<py::ssize_t>(z.size() / 4), py::ssize_t{4}});
   std::copy(z.begin(), z.end(), matrix.mutable_data());
   return py::make_tuple(matrix, stats_dict(monitor.stats));
 }
 
-#define HIEXP_INSTANTIATE(Scalar)                                                                              \
+#define HIEXP_INSTANTIATE(Scalar)                                                                                 \
   template py::tuple linkage_device_logic(const py::array_t<Scalar, py::array::c_style>&, Method, Metric, double, \
                                           const py::object&);
 HIEXP_INSTANTIATE(float)

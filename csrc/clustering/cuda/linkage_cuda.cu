@@ -1,9 +1,8 @@
 // See linkage_cuda.h. The steps are those of driver.h; here are the launches. A launch whose number of items only the
 // device knows takes a grid of fixed size, whose threads stride over the items. Compiled without fused multiply-adds,
 // so that sums round as they do on the CPU; where the CPU fuses, the code says fma.
-#include "clustering/cuda/linkage_cuda.h"
-
 #include "clustering/cuda/driver.h"
+#include "clustering/cuda/linkage_cuda.h"
 #include "clustering/cuda/scan_bounds.cuh"
 #include "clustering/cuda/scan_costs.cuh"
 #include "cuda_device.h"
@@ -123,7 +122,8 @@ class CudaBackend {
 // The caller's block, or one from the stream's pool that goes back when the run is over, however it ends.
 class Workspace {
  public:
-  Workspace(void* given, size_t bytes, cudaStream_t stream) : memory_(given), stream_(stream), owned_(given == nullptr) {
+  Workspace(void* given, size_t bytes, cudaStream_t stream)
+      : memory_(given), stream_(stream), owned_(given == nullptr) {
     if (owned_) check_cuda(cudaMallocAsync(&memory_, bytes, stream), "linkage: workspace");
   }
   ~Workspace() {

@@ -39,7 +39,7 @@ struct Table {
     return {hashes, reinterpret_cast<int32_t*>(hashes + c.n), places - 1};
   }
 };
-static_assert(sizeof(ListEntry) * kListLength >= sizeof(Word) + 4 * sizeof(int32_t), "the table fits");
+static_assert(sizeof(Entry) * kList >= sizeof(Word) + 4 * sizeof(int32_t), "the table fits");
 
 template <typename Scalar>
 struct LoadRow {
@@ -154,9 +154,7 @@ struct Extremes {
 struct ShiftAndScale {
   Clusters c;
   double first, second;
-  HIEXP_HD void operator()(int64_t i) const {
-    c.centroids[i] = (c.centroids[i] - c.low[i % c.d]) * first * second;
-  }
+  HIEXP_HD void operator()(int64_t i) const { c.centroids[i] = (c.centroids[i] - c.low[i % c.d]) * first * second; }
 };
 
 struct MeanOfPart {

@@ -13,7 +13,7 @@ namespace hiexp::clustering::device {
 // The edge of a threshold is decided on heights at the end; here a cluster must be safely above it.
 constexpr double kRetireMargin = 1.0 + 1e-9;
 
-HIEXP_HD inline Rank rank_of(const Clusters&, int32_t row, const ListEntry& entry) {
+HIEXP_HD inline Rank rank_of(const Clusters&, int32_t row, const Entry& entry) {
   return {entry.cost, pair_hash(row, entry.slot), entry.slot};
 }
 
@@ -25,7 +25,7 @@ HIEXP_HD inline void settle(const Clusters& c, int32_t row) {
     const Rank rank = rank_of(c, row, c.list(row)[x]);
     if (best.slot < 0 || rank < best) best = rank;
   }
-  const bool certain = best.cost <= c.list_bounds[row];
+  const bool certain = best.cost <= c.list_bounds[row] * kTie;
   c.nearest[row] = certain ? best.slot : -1;
   c.nearest_costs[row] = certain ? best.cost : c.list_bounds[row];
   c.states[row] = certain ? State::certified : State::open;
@@ -36,7 +36,7 @@ HIEXP_HD inline void settle(const Clusters& c, int32_t row) {
   }
 }
 
-HIEXP_HD inline bool listed_before(const ListEntry* entries, int count, int32_t slot) {
+HIEXP_HD inline bool listed_before(const Entry* entries, int count, int32_t slot) {
   for (int x = 0; x < count; ++x) {
     if (entries[x].slot == slot) return true;
   }
@@ -68,10 +68,10 @@ struct Refresh {
   Clusters c;
   HIEXP_HD void operator()(int64_t w) const {
     const int32_t row = c.work[w];
-    ListEntry* entries = c.list(row);
+    Entry* entries = c.list(row);
     int kept = 0;
     for (int x = 0; x < c.counts[row]; ++x) {
-      ListEntry entry = entries[x];
+      Entry entry = entries[x];
       const int32_t slot = c.current(entry.slot);
       if (slot == row || c.states[slot] == State::empty) continue;
       if (slot != entry.slot || c.versions[slot] != entry.stamp) {
@@ -87,7 +87,7 @@ struct Refresh {
 // Octet: eight lanes that share one squared distance; lead() is true in one of them.
 HIEXP_ANY_SIDE
 template <typename Octet>
-HIEXP_HD inline void fill_cost(const Clusters& c, const Octet& octet, int32_t row, ListEntry& entry) {
+HIEXP_HD inline void fill_cost(const Clusters& c, const Octet& octet, int32_t row, Entry& entry) {
   if (entry.slot < 0 || entry.stamp != kPending) return;
   const double squares = octet.squared_distance(c.centroid(row), c.centroid(entry.slot), c.d);
   if (!octet.lead()) return;
@@ -179,7 +179,7 @@ struct MergeCentroids {
     team.sync();
     if (team.rank() == 0) {
       c.list_bounds[a] =
-          merged_bound(c.method, size_a, size_b, c.list_bounds[a], c.list_bounds[b], pair.cost, c.points);
+          merged_bound(c.method, size_a, size_b, c.list_bounds[a], c.list_bounds[b], pair.cost, 1.0, c.points);
       if (c.method != Method::ward) {
         c.spreads[a] += share * (c.spreads[b] - c.spreads[a]) + share * (1.0 - share) * pair.squares;
       }
@@ -195,7 +195,7 @@ struct MergeCentroids {
 };
 
 // The lists of both clusters, one after the other; the list of the second becomes free.
-HIEXP_HD inline ListEntry& joint_entry(const Clusters& c, const Record& pair, int x) {
+HIEXP_HD inline Entry& joint_entry(const Clusters& c, const Record& pair, int x) {
   return x < kList ? c.list(pair.keep)[x] : c.list(pair.drop)[x - kList];
 }
 
@@ -212,11 +212,11 @@ struct JoinLists {
   HIEXP_HD void operator()(int64_t r) const {
     const Record pair = c.records[r];
     for (int x = 0; x < 2 * kList; ++x) {
-      ListEntry& entry = joint_entry(c, pair, x);
+      Entry& entry = joint_entry(c, pair, x);
       const bool filled = x < kList ? x < c.counts[pair.keep] : x - kList < c.counts[pair.drop];
       const int32_t slot = filled ? c.current(entry.slot) : -1;
-      const bool usable = filled && slot != pair.keep && c.states[slot] != State::empty &&
-                          !in_joint_list(c, pair, x, slot);
+      const bool usable =
+          filled && slot != pair.keep && c.states[slot] != State::empty && !in_joint_list(c, pair, x, slot);
       entry = {usable ? slot : -1, kPending, HUGE_VAL};
     }
   }
@@ -241,7 +241,7 @@ struct FinishMerge {
     const int32_t row = pair.keep;
     int count = 0;
     for (int x = 0; x < 2 * kList; ++x) {
-      const ListEntry entry = joint_entry(c, pair, x);
+      const Entry entry = joint_entry(c, pair, x);
       if (entry.slot < 0) continue;
       int place = count++;
       for (; place > 0 && rank_of(c, row, entry) < rank_of(c, row, joint_entry(c, pair, place - 1)); --place) {

@@ -1,11 +1,11 @@
-// The candidate pass: products of rows with all listed columns on tensor cores, and in the same kernel the kKeep smallest
-// lower bounds of every row. Products are never stored in global memory.
+// The candidate pass: products of rows with all listed columns on tensor cores, and in the same kernel the kKeep
+// smallest lower bounds of every row. Products are never stored in global memory.
 //
 // Work mapping: a block takes 128 rows and a range of columns, 128 at a time. Eight warps share the tile as 2 x 4 parts
 // of 64 x 32; each holds 4 x 4 products of 16 x 8 in registers. Both operands come through shared memory in steps of 32
-// halves, three steps in flight (cp.async). Rows of 40 halves make ldmatrix free of bank conflicts. A finished tile goes
-// to shared memory, where a warp takes a row at a time: most rows have nothing below their last bound.
-// Symmetry is not used: a product serves its row only, which doubles the products and spares locks on lists.
+// halves, three steps in flight (cp.async). Rows of 40 halves make ldmatrix free of bank conflicts. A finished tile
+// goes to shared memory, where a warp takes a row at a time: most rows have nothing below their last bound. Symmetry is
+// not used: a product serves its row only, which doubles the products and spares locks on lists.
 #pragma once
 
 #include "clustering/cuda/tensor_tile.h"

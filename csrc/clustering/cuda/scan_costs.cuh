@@ -26,7 +26,8 @@ __device__ inline void column_costs(const Clusters& c, const int32_t (&rows)[kCo
 }
 
 // Lists of all warps for the block's rows -> one list a row, in the first kCostRows warps.
-__device__ inline WarpList<Exact> join_warps(const WarpList<Exact> (&lists)[kCostRows], const int32_t (&rows)[kCostRows],
+__device__ inline WarpList<Exact> join_warps(const WarpList<Exact> (&lists)[kCostRows],
+                                             const int32_t (&rows)[kCostRows],
                                              Exact (&memory)[kCostRows][kWarps][kKeep]) {
   const int lane = lane_index(), warp = static_cast<int>(threadIdx.x) / kWarp;
   __syncthreads();  // the previous item is read
