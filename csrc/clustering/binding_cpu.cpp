@@ -2,14 +2,14 @@
 #include "clustering/binding_cpu.h"
 
 #include <algorithm>
-#include <memory>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "clustering/binding_monitor.h"
 #include "clustering/centroid_space.h"
 #include "clustering/dendrogram.h"
-#include "clustering/matrix_space.h"
+#include "clustering/matrix_linkage.h"
 #include "clustering/points.h"
 #include "clustering/rounds.h"
 #include "clustering/single.h"
@@ -23,25 +23,15 @@ namespace {
 std::vector<Merge> merges_of(Points points, Method method, Metric metric, double threshold, ThreadPool& pool,
                              Monitor& monitor) {
   if (points.n < 2) return {};
-  const size_t n = points.n;
   if (method == Method::single && metric != Metric::manhattan) {
     monitor.stats.algorithm = "boruvka";
     return spanning_tree(points, metric, threshold, pool, monitor);
   }
+  if (!has_centroids(method, metric))
+    return matrix_linkage(std::move(points), method, metric, threshold, pool, monitor);
   std::vector<int32_t> ids = points.ids;
-  std::unique_ptr<Space> space;
-  if (has_centroids(method, metric)) {
-    space = std::make_unique<CentroidSpace>(std::move(points), method, metric, pool, monitor);
-  } else {
-    if (metric == Metric::manhattan || method == Method::weighted || metric == Metric::sqeuclidean) {
-      throw std::invalid_argument("method, metric: this pair is not implemented on the CPU");
-    }
-    monitor.stats.algorithm = "matrix";
-    monitor.stats.pairs = static_cast<double>(points.n) * static_cast<double>(points.n - 1) / 2.0;
-    space = std::make_unique<MatrixSpace>(std::move(points), method, metric, pool);
-    monitor.begin("merge", n - 1);
-  }
-  return reciprocal_rounds(*space, std::move(ids), threshold, monitor);
+  CentroidSpace space(std::move(points), method, metric, pool, monitor);
+  return reciprocal_rounds(space, std::move(ids), threshold, monitor);
 }
 
 template <typename T>
@@ -81,6 +71,29 @@ py::tuple linkage(const py::array_t<Scalar, py::array::c_style>& rows, Method me
   return py::make_tuple(to_numpy(z, {static_cast<py::ssize_t>(z.size() / 4), 4}), stats_dict(monitor.stats));
 }
 
+template <typename Scalar>
+py::tuple linkage_precomputed(const py::array_t<Scalar, py::array::c_style>& condensed, size_t n, Method method,
+                              double threshold, int n_threads, const py::object& progress) {
+  if (n > size_t{1} << 31 || static_cast<size_t>(condensed.size()) != triangle_offset(n)) {
+    throw std::invalid_argument("condensed: expected n (n - 1) / 2 distances of n = " + std::to_string(n) +
+                                " points, got " + std::to_string(condensed.size()));
+  }
+  const Scalar* data = condensed.data();
+  Monitor monitor(python_report(progress));
+  monitor.begin("scan", n);
+  std::vector<double> z;
+  {
+    py::gil_scoped_release release;
+    ThreadPool pool(n_threads, [&monitor] { monitor.poll(); });
+    monitor.stats.n = n;
+    monitor.stats.n_threads = n_threads;
+    z = linkage_matrix(precomputed_linkage(data, n, method, threshold, pool, monitor), n, threshold);
+    monitor.stats.merges = z.size() / 4;
+    monitor.finish(n - 1);
+  }
+  return py::make_tuple(to_numpy(z, {static_cast<py::ssize_t>(z.size() / 4), 4}), stats_dict(monitor.stats));
+}
+
 py::array_t<int64_t> cut(const py::array_t<double, py::array::c_style>& z, size_t n_merges, size_t n) {
   const double* rows = z.data();
   std::vector<int64_t> labels;
@@ -95,5 +108,10 @@ template py::tuple linkage(const py::array_t<float, py::array::c_style>&, Method
                            const py::object&);
 template py::tuple linkage(const py::array_t<double, py::array::c_style>&, Method, Metric, double, int,
                            const py::object&);
+
+template py::tuple linkage_precomputed(const py::array_t<float, py::array::c_style>&, size_t, Method, double, int,
+                                       const py::object&);
+template py::tuple linkage_precomputed(const py::array_t<double, py::array::c_style>&, size_t, Method, double, int,
+                                       const py::object&);
 
 }  // namespace hiexp::clustering

@@ -23,6 +23,7 @@ inline pybind11::dict stats_dict(const Stats& stats) {
   return pybind11::dict("algorithm"_a = stats.algorithm, "rounds"_a = stats.rounds, "passes"_a = stats.passes(),
                         "rescans"_a = stats.rescans, "certified_share"_a = stats.certified_share(),
                         "exact_rows"_a = stats.exact_rows, "duplicates"_a = stats.duplicates, "merges"_a = stats.merges,
+                        "matrix_dtype"_a = stats.matrix_dtype, "rechecks"_a = stats.rechecks,
                         "n_threads"_a = stats.n_threads, "seconds"_a = stats.seconds);
 }
 

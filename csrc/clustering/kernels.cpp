@@ -3,16 +3,8 @@
 #include "clustering/kernels.h"
 
 #include <algorithm>
-#include <limits>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__)
-#define HIEXP_LEVELS 1
-#define HIEXP_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define HIEXP_LEVELS 0
-#define HIEXP_CLONES
-#endif
-#define HIEXP_INLINE __attribute__((always_inline)) inline
+#include "clustering/levels.h"
 
 namespace hiexp::clustering {
 
@@ -160,22 +152,6 @@ double squared_distance(const double* x, const double* y, size_t d) {
   }
   const Double4 total = sum[0] + sum[1];
   return (total[0] + total[1]) + (total[2] + total[3]);
-}
-
-HIEXP_CLONES
-double masked_minimum(const double* row, const double* penalty, size_t n) {
-  constexpr size_t kLanes = 16;
-  double lanes[kLanes];
-  std::fill_n(lanes, kLanes, std::numeric_limits<double>::infinity());
-  size_t j = 0;
-  for (; j + kLanes <= n; j += kLanes) {
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      const double value = row[j + lane] + penalty[j + lane];
-      lanes[lane] = value < lanes[lane] ? value : lanes[lane];
-    }
-  }
-  for (; j < n; ++j) lanes[0] = std::min(lanes[0], row[j] + penalty[j]);
-  return *std::min_element(lanes, lanes + kLanes);
 }
 
 }  // namespace hiexp::clustering

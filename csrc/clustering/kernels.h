@@ -35,7 +35,4 @@ double squared_distance(const double* x, const double* y, size_t d);
 // out[r][c] = |x_r - y_c|^2 for kBlockRows rows given by pointers; y is (d, kBlockColumns), 64-byte aligned.
 void squared_distance_tile(const double* const* x, const double* y, size_t d, double* out);
 
-// Smallest of row[j] + penalty[j] for j < n (penalty is 0 or infinity).
-double masked_minimum(const double* row, const double* penalty, size_t n);
-
 }  // namespace hiexp::clustering

@@ -12,6 +12,8 @@ namespace hiexp::clustering {
 
 struct Stats {
   const char* algorithm = "rounds";  // "rounds", "matrix" or "boruvka"
+  const char* matrix_dtype = "";     // "float32" or "float64" where distances are kept in a matrix
+  uint64_t rechecks = 0;             // distances of clusters computed again in float64 because float32 could not decide
   uint64_t n = 0;                    // distinct rows
   uint64_t rounds = 0;
   double pairs = 0.0;       // distances computed for all pairs and in scans of rows

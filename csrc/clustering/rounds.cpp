@@ -6,7 +6,7 @@
 //   certified  its nearest neighbour is known
 //   stale      the neighbour merged; what the space still knows may be enough
 //   open       only a scan can tell. Scans are by demand: only where a certified cluster points to.
-// Pairs are recognised by value (the neighbour's own smallest cost equals ours), so ties cannot close a cycle.
+// Pairs are recognised by value too (the neighbour's own smallest cost equals ours), so ties cannot close a cycle.
 // When scans pay badly (many scans, few merges: chains and stars), one cluster at a time is scanned along a single
 // chain of nearest neighbours, which needs about three scans a merge. So all scans together stay linear in the number
 // of merges.
@@ -102,7 +102,8 @@ class Rounds {
     for (size_t i = 0; i < state_.size(); ++i) {
       if (state_[i] != State::certified || nearest_[i].slot < 0 || taken[i]) continue;
       const auto j = static_cast<size_t>(nearest_[i].slot);
-      if (taken[j] || state_[j] != State::certified || nearest_[j].cost != nearest_[i].cost) continue;
+      if (taken[j] || state_[j] != State::certified) continue;
+      if (nearest_[j].slot != static_cast<int32_t>(i) && nearest_[j].cost != nearest_[i].cost) continue;
       taken[i] = taken[j] = true;
       pairs.push_back({static_cast<int32_t>(std::min(i, j)), static_cast<int32_t>(std::max(i, j)), nearest_[i].cost});
     }

@@ -1,45 +1,53 @@
 """Estimator with scikit-learn's interface over :func:`hiexp.linkage`; scikit-learn itself is not needed.
 
-Parameters, attributes and labels' meaning follow ``sklearn.cluster.AgglomerativeClustering``, so that replacing the
-import is enough. Beyond it: ``device``, ``n_threads``, ``predict`` for ward, ward over cosine, ``linkage_matrix_``, and
-``compute_full_tree=False`` with a threshold. Not offered: ``connectivity``, precomputed and L1 distances; ``memory`` is
-accepted and unused.
+Parameters, attributes and the numbers of the labels follow ``sklearn.cluster.AgglomerativeClustering``, so that
+replacing the import is enough. Beyond it: weighted linkage, ward over cosine and over precomputed distances, ``device``,
+``n_threads``, ``predict`` where clusters are centroids, ``linkage_matrix_``, ``distances_`` without being asked for, and
+``compute_full_tree=False`` with a threshold. Not offered: ``connectivity``, and SciPy's rarer metrics by name (a
+callable can compute them).
 """
 
 from __future__ import annotations
 
-import inspect
+import heapq
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from hiexp.ops._centroid_predict import centroids, has_centroids, nearest
 from hiexp.ops._checks import check_choice, describe
-from hiexp.ops.clustering import METHODS, as_rows, check_count, cut_tree, like, linkage
+from hiexp.ops._estimator import Estimator, not_fitted
+from hiexp.ops.clustering import METHODS, check_count, check_metric, check_threshold, cut_tree, like, linkage
 
 
-class AgglomerativeClustering:
+class AgglomerativeClustering(Estimator):
     """Agglomerative clustering of the rows of a matrix, exact and multithreaded.
 
     Args:
         n_clusters: number of clusters; None with ``distance_threshold``.
-        metric: ``"euclidean"`` (``"l2"``) or ``"cosine"``.
-        memory: accepted for compatibility, unused.
+        metric: as in :func:`hiexp.linkage`. ``"precomputed"``: ``fit`` takes (n, n) distances. A callable is called
+            once as ``metric(X)`` with all rows and returns (n, n) distances, which it holds in memory: for small n.
+        memory: None, a folder, or an object with joblib's ``cache``: the tree of the same data and parameters is then
+            read from there. A folder needs joblib.
         connectivity: must be None; a graph of allowed merges is not supported.
-        compute_full_tree: ``"auto"`` or True build the full tree, as scikit-learn does. False stops at the
-            ``distance_threshold``, which saves time and leaves ``children_`` short; the labels are the same.
-        linkage: ``"ward"``, ``"complete"``, ``"average"`` or ``"single"``.
+        compute_full_tree: ``"auto"`` or True build the full tree, as scikit-learn does without a connectivity. False
+            stops at the ``distance_threshold``, which saves time and leaves ``children_`` short; the partition is the
+            same. With ``n_clusters`` it changes nothing.
+        linkage: ``"ward"``, ``"average"``, ``"weighted"``, ``"complete"`` or ``"single"``.
         distance_threshold: merge iff the height is below it; then ``n_clusters`` must be None.
         compute_distances: accepted for compatibility; ``distances_`` is always there.
         device: as in :func:`hiexp.linkage`.
         n_threads: as in :func:`hiexp.linkage`.
 
     Attributes:
-        labels_: (n,) int64 cluster of each row, numbered by first occurrence.
+        labels_: (n,) int64 cluster of each row, numbered as scikit-learn numbers them, from the top of the tree.
         n_clusters_: number of clusters.
         children_: (m, 2) int64 merged nodes, leaves 0..n-1, row i makes node n + i.
         distances_: (m,) float64 heights of the merges.
         linkage_matrix_: (m, 4) float64, SciPy's layout.
         n_leaves_: number of rows. ``n_connected_components_``: always 1. ``n_features_in_``: number of columns.
+        feature_names_in_: (d,) names of the columns, only where ``X`` was a data frame with names.
 
     ``fit`` raises what :func:`hiexp.linkage` raises, and ValueError for parameters that do not go together.
     """
@@ -50,7 +58,7 @@ class AgglomerativeClustering:
         self,
         n_clusters: int | None = 2,
         *,
-        metric: str = "euclidean",
+        metric: str | Callable[[np.ndarray], Any] = "euclidean",
         memory: Any = None,
         connectivity: Any = None,
         compute_full_tree: bool | str = "auto",
@@ -73,16 +81,19 @@ class AgglomerativeClustering:
 
     def fit(self, X: Any, y: Any = None) -> AgglomerativeClustering:
         """Cluster the rows of ``X`` (n, d), n >= 2; ``y`` is ignored."""
-        rows = as_rows("X", X)
-        n, d = rows.shape
-        self._check_parameters(n)
-        threshold = self.distance_threshold if self.compute_full_tree is False else None
-        metric = "euclidean" if self.metric == "l2" else self.metric
-        Z = linkage(rows, self.linkage, metric, threshold=threshold, device=self.device, n_threads=self.n_threads)
-        labels = cut_tree(Z, n, threshold=self.distance_threshold, n_clusters=self.n_clusters)
-        self.n_leaves_, self.n_features_in_, self.n_connected_components_ = n, d, 1
-        self.n_clusters_ = int(labels.max()) + 1
-        self._centroids = _means(self._prepared(rows), labels, self.n_clusters_) if self.linkage == "ward" else None
+        self._check_parameters()
+        rows = self._samples(X, fitting=True)
+        n = len(rows)
+        if self.n_clusters is not None:
+            check_count("n_clusters", self.n_clusters, 1, n)
+        Z = self._tree(rows)
+        first_seen = cut_tree(Z, n, threshold=self.distance_threshold, n_clusters=self.n_clusters)
+        self.n_leaves_, self.n_connected_components_ = n, 1
+        self.n_clusters_ = int(first_seen.max()) + 1
+        labels = _from_the_top(Z, first_seen, self.n_clusters_) if len(Z) == n - 1 else first_seen
+        self._centroids = None
+        if isinstance(self.metric, str) and has_centroids(self.linkage, self._metric()):
+            self._centroids = centroids(rows, labels, Z, self.linkage, self._metric())
         self.labels_ = like(X, labels)
         self.linkage_matrix_ = like(X, Z)
         self.children_ = like(X, Z[:, :2].astype(np.int64))
@@ -94,90 +105,95 @@ class AgglomerativeClustering:
         return self.fit(X).labels_
 
     def predict(self, X: Any) -> Any:
-        """Labels (m,) int64 of new rows (m, d): the nearest centroid, ties to the lower label. Ward only."""
+        """Labels (m,) int64 of new rows (m, d): the nearest clusters by the linkage's own distance, ties to the lowest.
+
+        For a new row x, a cluster B of b rows and its centroid c (unit rows under cosine):
+
+            ward                           sqrt(2 b / (b + 1)) |x - c|, the height at which {x} and B would merge
+            average, weighted sqeuclidean  mean of |x - y|^2 over the members y of B
+            average, weighted cosine       mean of 1 - cos(x, y) over the members y of B
+
+        where weighted's mean gives each member half the weight of its parent in the tree. ValueError for the other
+        linkages, whose clusters are no centroids, and for what ``fit`` refuses.
+        """
         if not hasattr(self, "labels_"):
-            raise ValueError("predict: expected a fitted estimator, got one before fit()")
+            raise not_fitted("predict: expected a fitted estimator, got one before fit()")
         if self._centroids is None:
-            raise ValueError(f"predict: expected linkage='ward', whose clusters are centroids, got {self.linkage!r}")
-        rows = as_rows("X", X)
-        if rows.shape[1] != self.n_features_in_:
-            raise ValueError(f"X: expected {self.n_features_in_} columns, as in fit(), got {rows.shape[1]}")
-        if not np.isfinite(rows).all():
-            raise ValueError("X: expected finite values, got NaN or infinity")
-        labels = np.empty(len(rows), np.int64)
-        for begin in range(0, len(rows), 1024):  # a block of distances at a time
-            block = self._prepared(rows[begin : begin + 1024])
-            labels[begin : begin + 1024] = _squared_distances(block, self._centroids).argmin(axis=1)
-        return like(X, labels)
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Constructor parameters by name; ``deep`` has no effect, there is nothing nested."""
-        return {name: getattr(self, name) for name in self._parameter_names()}
-
-    def set_params(self, **params: Any) -> AgglomerativeClustering:
-        """Set constructor parameters by name."""
-        known = self._parameter_names()
-        for name, value in params.items():
-            if name not in known:
-                raise ValueError(f"set_params: expected one of {', '.join(known)}, got {name!r}")
-            setattr(self, name, value)
-        return self
+            raise ValueError(
+                "predict: expected clusters that are centroids (ward; average or weighted over cosine or sqeuclidean), "
+                f"got linkage={self.linkage!r} with metric={self.metric!r}"
+            )
+        return like(X, nearest(self._samples(X, fitting=False), self._centroids, self._metric()))
 
     def __sklearn_tags__(self) -> Any:
         # Only scikit-learn asks, from its pipelines and checks, so it is there.
         from sklearn.utils import InputTags, Tags, TargetTags
 
-        return Tags(estimator_type="clusterer", target_tags=TargetTags(required=False), input_tags=InputTags())
+        inputs = InputTags(pairwise=self.metric == "precomputed", positive_only=self.metric == "precomputed")
+        return Tags(estimator_type="clusterer", target_tags=TargetTags(required=False), input_tags=inputs)
 
-    def __repr__(self) -> str:
-        defaults = inspect.signature(type(self)).parameters
-        changed = [f"{k}={v!r}" for k, v in self.get_params().items() if v is not defaults[k].default]
-        return f"{type(self).__name__}({', '.join(changed)})"
-
-    @classmethod
-    def _parameter_names(cls) -> list[str]:
-        return list(inspect.signature(cls).parameters)
-
-    def _check_parameters(self, n: int) -> None:
-        if n < 2:
-            raise ValueError(f"X: expected at least 2 rows to cluster, got n_samples = {n}")
+    def _check_parameters(self) -> None:
         check_choice("linkage", self.linkage, METHODS)
+        if not callable(self.metric):
+            self._metric()
         if self.connectivity is not None:
             got = describe(self.connectivity)
             raise ValueError(f"connectivity: expected None (merges along a graph are not supported), got {got}")
         if (self.n_clusters is None) == (self.distance_threshold is None):
             raise ValueError(
-                "n_clusters, distance_threshold: expected exactly one of the two and None for the other, got "
+                "n_clusters, distance_threshold: Exactly one of the two has to be set and the other None, got "
                 f"n_clusters={self.n_clusters!r} and distance_threshold={self.distance_threshold!r}"
             )
-        if self.n_clusters is not None:
-            check_count("n_clusters", self.n_clusters, 1, n)
-        if self.compute_full_tree not in ("auto", True, False):
+        check_threshold("distance_threshold", self.distance_threshold)
+        if not isinstance(self.compute_full_tree, bool | np.bool_) and self.compute_full_tree != "auto":
             raise ValueError(f"compute_full_tree: expected 'auto', True or False, got {self.compute_full_tree!r}")
+        if self.memory is not None and not isinstance(self.memory, str) and not hasattr(self.memory, "cache"):
+            raise TypeError(
+                f"memory: expected None, a folder's name or an object with cache(), got {describe(self.memory)}"
+            )
 
-    def _prepared(self, rows: np.ndarray) -> np.ndarray:
-        """Rows in the space where ward works: float64, of unit length under cosine."""
-        rows = rows.astype(np.float64)
-        if self.metric != "cosine":
-            return rows
-        norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        if not norms.all():
-            raise ValueError(f"X: expected nonzero rows with metric='cosine', got zeros in row {int(norms.argmin())}")
-        unit: np.ndarray = rows / norms
-        return unit
+    def _metric(self) -> str:
+        return check_metric("metric", self.metric, self.linkage)
+
+    def _tree(self, rows: np.ndarray) -> np.ndarray:
+        threshold = None if self.compute_full_tree else self.distance_threshold
+        data, metric = (self.metric(rows), "precomputed") if callable(self.metric) else (rows, self._metric())
+        if metric == "precomputed" and (np.ndim(data) != 2 or np.shape(data) != (len(rows), len(rows))):
+            raise ValueError(f"X: Distance matrix should be square, got matrix of shape {np.shape(data)}")
+        build = linkage if self.memory is None else _cached(self.memory)
+        Z: np.ndarray = build(
+            data, self.linkage, metric, threshold=threshold, device=self.device, n_threads=self.n_threads
+        )
+        return Z
 
 
-def _means(rows: np.ndarray, labels: np.ndarray, n_clusters: int) -> np.ndarray:
-    sums = np.zeros((n_clusters, rows.shape[1]))
-    np.add.at(sums, labels, rows)
-    sums /= np.bincount(labels, minlength=n_clusters)[:, None]
-    return sums
+def _cached(memory: Any) -> Callable[..., Any]:
+    if isinstance(memory, str):
+        try:
+            from joblib import Memory
+        except ModuleNotFoundError as error:
+            raise ImportError("memory: a folder as cache needs joblib: pip install joblib") from error
+        memory = Memory(memory, verbose=0)
+    cached: Callable[..., Any] = memory.cache(linkage)
+    return cached
 
 
-def _squared_distances(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """(m, k); from products after a common shift, which keeps the digits of offset data."""
-    shift = centroids.mean(axis=0)
-    rows, centroids = rows - shift, centroids - shift
-    squares: np.ndarray = (rows**2).sum(axis=1)[:, None] + (centroids**2).sum(axis=1)
-    squares -= 2.0 * rows @ centroids.T
-    return squares
+def _from_the_top(Z: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """The clusters ``labels`` (n,) of a full tree, numbered as scikit-learn does.
+
+    It starts from the root and splits the highest node k - 1 times, in a heap; a cluster's number is its place there.
+    """
+    n = len(labels)
+    children = Z[:, :2].astype(np.int64)
+    heap = [-(2 * n - 2)]
+    for _ in range(k - 1):
+        left, right = children[-heap[0] - n].tolist()
+        heapq.heappush(heap, -left)
+        heapq.heappushpop(heap, -right)
+    leaf = np.concatenate([np.arange(n), children[:, 0]])  # of each node, by doubling steps down its left children
+    while (leaf >= n).any():
+        leaf = leaf[leaf]
+    numbers = np.empty(k, np.int64)
+    numbers[labels[leaf[-np.array(heap)]]] = np.arange(k)
+    renumbered: np.ndarray = numbers[labels]
+    return renumbered

@@ -1,8 +1,8 @@
 """Exact agglomerative clustering: linkage, flat cuts, and a drop-in for scikit-learn's estimator.
 
-C++ on the CPU, multithreaded. Ward and average over cosine keep centroids only and single a spanning tree, O(n d)
-memory; complete and average over euclidean distances keep a triangular float64 matrix, 4 n^2 bytes. Trees are exact:
-candidates may come from float32 products, but only inside a proven error bound; heights are float64.
+C++ on the CPU, multithreaded. Where clusters are centroids (ward; average and weighted over cosine or squared euclidean
+distances) and for single (but over manhattan) memory is O(n d); the rest keeps a triangular matrix of distances. Trees
+are exact: candidates may come from float32 products, but only inside a proven error bound; heights are float64.
 ``reference_clustering`` is the oracle.
 """
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from hiexp import _core
 from hiexp.ops._checks import check_choice, check_number, describe, is_tensor
+from hiexp.ops._precomputed import condensed_distances
 
 if TYPE_CHECKING:
     from hiexp.ops.agglomerative import AgglomerativeClustering
@@ -25,6 +26,10 @@ __all__ = ["METHODS", "METRICS", "AgglomerativeClustering", "cut_tree", "linkage
 
 METHODS: tuple[str, ...] = tuple(_core.LinkageMethod.__members__)
 METRICS: tuple[str, ...] = tuple(_core.LinkageMetric.__members__)
+# Other names of the same metrics in scikit-learn and SciPy.
+METRIC_ALIASES = {"l2": "euclidean", "l1": "manhattan", "cityblock": "manhattan"}
+# Ward's heights are distances of means, which only euclidean geometry has.
+WARD_METRICS = ("euclidean", "cosine", "precomputed")
 # Slots are int32; the labels of the tree, up to 2n - 1, are exact in float64 far beyond.
 _MAX_ROWS = 2**31 - 1
 
@@ -54,37 +59,57 @@ def linkage(
     Args:
         X: (n, d) vectors, n >= 1, d >= 1: numpy array, torch tensor on the CPU, anything with ``__dlpack__``, or nested
             sequences. float32 and float64 are used as they are, half precision and integers are converted exactly
-            where float64 can hold them. Strided and read-only arrays are fine.
-        method: ``"ward"``, ``"average"``, ``"complete"`` or ``"single"``.
-        metric: ``"euclidean"``, or ``"cosine"`` (1 - cosine of the angle). Ward over cosine is ward over the rows
-            scaled to unit length, so its heights are euclidean.
+            where float64 can hold them. Strided and read-only arrays are fine. With ``metric="precomputed"``:
+            distances, (n, n) or condensed (n (n - 1) / 2,) in SciPy's order. They must be finite and not negative; a
+            square matrix must have a zero diagonal and be symmetric, both to 1e-10 of its largest entry (1e-5 in
+            float32), and its upper triangle is used.
+        method: ``"ward"``, ``"average"``, ``"weighted"`` (WPGMA), ``"complete"`` or ``"single"``.
+        metric: ``"euclidean"`` (``"l2"``), ``"sqeuclidean"``, ``"cosine"`` (1 - cosine of the angle), ``"manhattan"``
+            (``"l1"``, ``"cityblock"``) or ``"precomputed"``. Ward takes euclidean, cosine and precomputed. Ward over
+            cosine is ward over the rows scaled to unit length, so its heights are euclidean; over precomputed ones the
+            caller vouches that they are euclidean distances.
         threshold: only merges with height < threshold are made, which saves most of the work; None makes all.
         device: None or ``"cpu"``. A CUDA device is refused while no GPU backend is compiled in.
         n_threads: threads to use, at least 1; None uses every core this process may run on. The result does not
             depend on it.
-        return_stats: return ``(Z, stats)``, stats a dict of what the run did.
-        progress: called as ``progress(stage, done, total)`` about every 0.1 s and once at the end.
+        return_stats: return ``(Z, stats)``; see below.
+        progress: called as ``progress(stage, done, total)``, about ten times a second and at the end, on the calling
+            thread: stage ``"scan"`` counts rows of the first pass over all pairs, ``"merge"`` merges. An exception it
+            raises ends the call, as Ctrl-C does.
 
     Returns:
         (m, 4) float64, one row a merge by ascending height: smaller child, larger child, height, number of leaves.
         Leaves are 0..n-1 and row i makes cluster n + i. m = n - 1, or fewer with a threshold. A torch tensor if ``X``
         was one, else a numpy array. Equally high merges come in a fixed order that may differ from SciPy's.
 
+        ``stats`` is a dict: ``algorithm`` ("rounds", "matrix" or "boruvka"), ``rounds``, ``passes`` (distances
+        computed, in units of n (n - 1) / 2), ``rescans`` (rows scanned again after the first pass),
+        ``certified_share`` (share of scanned rows whose nearest neighbour the low-precision candidates and their bound
+        decided), ``exact_rows`` (rows computed in float64 throughout), ``duplicates`` (rows equal to an earlier one),
+        ``merges``, ``n_threads``, ``seconds``.
+
     Raises:
-        ValueError: NaN, infinity, a zero row under cosine, no rows or columns, an unknown method or metric, a negative
-            or NaN threshold, a device that is not there.
+        ValueError: NaN, infinity, a zero row under cosine, no rows or columns, an unknown method or metric, a metric
+            that ward has not, distances that break the rules above, a negative or NaN threshold, a device that is not
+            there.
         TypeError: a dtype that is not real, or an argument of the wrong type.
 
     Sources: Murtagh and Contreras, arXiv:1105.0121 (reciprocal nearest neighbours); Muellner, arXiv:1109.2378.
     """
     check_choice("method", method, METHODS)
-    check_choice("metric", metric, METRICS)
+    metric = check_metric("metric", metric, method)
     limit = check_threshold("threshold", threshold)
     _check_device(device)
     n_threads = _check_threads(n_threads)
-    rows = as_rows("X", X)
-    kind = _core.LinkageMethod.__members__[method], _core.LinkageMetric.__members__[metric]
-    z, stats = _core.linkage(rows, *kind, limit, n_threads, progress)
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress: expected a callable or None, got {describe(progress)}")
+    native_method = _core.LinkageMethod.__members__[method]
+    if metric == "precomputed":
+        distances, n = condensed_distances("X", as_array("X", X))
+        z, stats = _core.linkage_precomputed(distances, n, native_method, limit, n_threads, progress)
+    else:
+        native_metric = _core.LinkageMetric.__members__[metric]
+        z, stats = _core.linkage(as_rows("X", X), native_method, native_metric, limit, n_threads, progress)
     return (like(X, z), stats) if return_stats else like(X, z)
 
 
@@ -124,7 +149,7 @@ def cut_tree(Z: Any, n: int, *, threshold: float | None = None, n_clusters: int 
 
 def as_rows(name: str, X: Any) -> np.ndarray:
     """``X`` as a C-contiguous (n, d) float32 or float64 array, without a copy where it already is one."""
-    rows = _as_array(name, X)
+    rows = as_array(name, X)
     if rows.dtype.kind not in "fiu" or rows.dtype.itemsize > 8:
         raise TypeError(f"{name}: expected real numbers (float32 or float64), got {describe(rows)}")
     if rows.ndim != 2:
@@ -146,6 +171,16 @@ def like(X: Any, result: np.ndarray) -> Any:
     return torch.from_numpy(result)
 
 
+def check_metric(name: str, metric: Any, method: str) -> str:
+    """The metric's own name, where ``method`` has it."""
+    metric = METRIC_ALIASES.get(metric, metric) if isinstance(metric, str) else metric
+    check_choice(name, metric, (*METRICS, "precomputed"))
+    if method == "ward" and metric not in WARD_METRICS:
+        names = ", ".join(map(repr, WARD_METRICS))
+        raise ValueError(f"{name}: expected one of {names} with method='ward', got {metric!r}")
+    return str(metric)
+
+
 def check_threshold(name: str, threshold: Any) -> float:
     if threshold is None or (isinstance(threshold, float) and threshold == math.inf):
         return math.inf
@@ -162,7 +197,7 @@ def check_count(name: str, value: Any, minimum: int, maximum: int | None = None)
     return int(value)
 
 
-def _as_array(name: str, X: Any) -> np.ndarray:
+def as_array(name: str, X: Any) -> np.ndarray:
     if is_tensor(X):
         if X.device.type != "cpu":
             raise ValueError(f"{name}: expected a tensor on the CPU, the only compiled backend, got one on {X.device}")
@@ -183,7 +218,7 @@ def _as_array(name: str, X: Any) -> np.ndarray:
 
 
 def _as_linkage(Z: Any, n: int) -> np.ndarray:
-    z = _as_array("Z", Z)
+    z = as_array("Z", Z)
     if z.dtype.kind not in "fiu":
         raise TypeError(f"Z: expected float64 of shape (m, 4), got {describe(z)}")
     if z.ndim != 2 or z.shape[1] != 4 or len(z) > n - 1:

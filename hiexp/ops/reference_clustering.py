@@ -1,70 +1,124 @@
 """Agglomerative clustering straight from the definitions: the slow, obvious oracle of ``hiexp.linkage``.
 
-Nothing is updated: the distance between two clusters is computed from their members every time, in extended precision
-where the platform has it. O(n^3) distances or more; for n up to a few hundred.
+Nothing is updated from earlier results: after every merge the distances of the new cluster are computed from its members
+and the input, in extended precision where the platform has it. O(n^3) time; for n up to a few hundred.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import numpy as np
 
 
-class Cluster(NamedTuple):
-    """Rows, and their weights in means under ``weighted``; these sum to 1."""
+class Clusters:
+    """The clusters so far, one in each slot of 0..n-1 that is still in use, and the distances between them.
 
-    members: list[int]
-    weights: list[float]
+    Args:
+        X: (n, d) rows, or (n, n) distances if ``metric`` is precomputed.
+        method, metric: as in ``hiexp.linkage``.
 
-    def union(self, other: Cluster) -> Cluster:
-        return Cluster(self.members + other.members, [weight / 2 for weight in self.weights + other.weights])
+    Distance of the clusters A and B, of a and b rows x and y:
 
-
-def cluster_distance(X: np.ndarray, a: Cluster, b: Cluster, method: str, metric: str) -> float:
-    """Distance between two clusters of rows of ``X`` (n, d).
-
-    ward: sqrt(2|A||B| / (|A| + |B|)) |mean(A) - mean(B)|, over rows of unit length if ``metric`` is cosine.
-    average, complete, single: mean, largest, smallest distance of a member of A to a member of B. weighted: their mean
-    with the weights of the members, which every merge halves.
+        ward      sqrt(2 a b / (a + b)) |mean x - mean y|, rows scaled to unit length under cosine; from precomputed
+                  distances sqrt(2 a b / (a + b) (m(A, B) - m(A, A) / 2 - m(B, B) / 2)), m the mean of squared distances
+        average   mean of all d(x, y); weighted the same with weights of the rows that every merge halves
+        complete  largest of all d(x, y); single the smallest
     """
-    rows_a, rows_b = _rows(X, a.members, metric), _rows(X, b.members, metric)
-    if method == "ward":
-        difference = (rows_a - rows_b[0]).mean(axis=0) - (rows_b - rows_b[0]).mean(axis=0)
-        weight = 2.0 * len(rows_a) * len(rows_b) / (len(rows_a) + len(rows_b))
-        return float(np.sqrt(weight * (difference**2).sum()))
-    distances = _distances(rows_a, rows_b, metric)
-    if method == "average":
-        return float(distances.mean())
-    if method == "weighted":
-        return float(np.array(a.weights, np.longdouble) @ distances @ np.array(b.weights, np.longdouble))
-    return float(distances.max() if method == "complete" else distances.min())
+
+    def __init__(self, X: np.ndarray, method: str, metric: str) -> None:
+        n = len(X)
+        self.method, self.metric = method, metric
+        rows = np.zeros((n, 1)) if metric == "precomputed" else _rows(X, metric)
+        self.pairs = np.asarray(X, np.longdouble) if metric == "precomputed" else pair_distances(rows, metric)
+        self.rows = rows - rows[0]  # so that means of offset rows keep their digits
+        self.weights = np.eye(n, dtype=np.longdouble)  # row: the weights of the members of the cluster in that slot
+        self.means, self.spreads = self.rows.copy(), np.zeros(n, np.longdouble)  # used by ward alone
+        self.used = np.ones(n, bool)
+        self.distances = np.full((n, n), np.inf, np.longdouble)
+        for slot in range(n):
+            self._measure(slot)
+
+    def merge(self, a: int, b: int) -> None:
+        """The union of the clusters in slots a and b goes to slot a; slot b is no longer used."""
+        share = {"weighted": 0.5}.get(self.method, self._count(a) / (self._count(a) + self._count(b)))
+        self.weights[a] = share * self.weights[a] + (1 - share) * self.weights[b]
+        self.used[b] = False
+        self.weights[b] = 0
+        if self.method == "ward":
+            self.means[a] = self.weights[a] @ self.rows
+            self.spreads[a] = self.weights[a] @ (self.pairs**2 @ self.weights[a])
+        self.distances[b, :] = self.distances[:, b] = np.inf
+        self._measure(a)
+
+    def _count(self, slot: int) -> int:
+        return int(np.count_nonzero(self.weights[slot]))
+
+    def _measure(self, slot: int) -> None:
+        others = self.used.copy()
+        others[slot] = False
+        found = self._to_all(slot)[others]
+        self.distances[slot, others] = self.distances[others, slot] = found
+
+    def _to_all(self, slot: int) -> np.ndarray:
+        """(n,) distances from one slot to all, of which those to unused ones mean nothing."""
+        if self.method == "ward":
+            return self._ward(slot)
+        if self.method in ("average", "weighted"):
+            means: np.ndarray = self.weights @ (self.pairs @ self.weights[slot])
+            return means
+        member = self.weights > 0
+        if self.method == "complete":
+            farthest: np.ndarray = np.where(member, self.pairs[:, member[slot]].max(axis=1), -np.inf).max(axis=1)
+            return farthest
+        nearest: np.ndarray = np.where(member, self.pairs[:, member[slot]].min(axis=1), np.inf).min(axis=1)
+        return nearest
+
+    def _ward(self, slot: int) -> np.ndarray:
+        counts = np.maximum(np.count_nonzero(self.weights, axis=1), 1)
+        factor = 2.0 * counts * counts[slot] / (counts + counts[slot])
+        if self.metric == "precomputed":
+            between = self.weights @ (self.pairs**2 @ self.weights[slot])
+            squares = np.maximum(between - self.spreads / 2 - self.spreads[slot] / 2, 0)
+        else:
+            squares = ((self.means - self.means[slot]) ** 2).sum(axis=1)
+        heights: np.ndarray = np.sqrt(factor * squares)
+        return heights
+
+
+def pair_distances(rows: np.ndarray, metric: str) -> np.ndarray:
+    """(n, n) distances of rows (n, d), which have unit length if ``metric`` is cosine."""
+    distances = np.empty((len(rows), len(rows)), np.longdouble)
+    for i, row in enumerate(rows):
+        difference = rows - row
+        if metric == "manhattan":
+            distances[i] = np.abs(difference).sum(axis=1)
+            continue
+        squares = (difference**2).sum(axis=1)
+        # For unit vectors 1 - <u, v> = |u - v|^2 / 2, without the cancellation.
+        distances[i] = {"euclidean": np.sqrt(squares), "cosine": squares / 2, "sqeuclidean": squares}[metric]
+    return distances
 
 
 def linkage(X: np.ndarray, method: str = "ward", metric: str = "euclidean") -> np.ndarray:
-    """Merge the closest pair until one cluster is left; ties go to the lexicographically first pair of cluster numbers.
+    """Merge the closest pair until one cluster is left; ties go to the lexicographically first pair of slots.
 
     Args:
-        X: (n, d) float32 or float64.
-        method, metric: as in ``hiexp.linkage``.
+        X, method, metric: as in ``Clusters``.
 
     Returns:
         (n - 1, 4) float64, SciPy's layout.
     """
     n = len(X)
-    clusters = {i: Cluster([i], [1.0]) for i in range(n)}
-    distance = {
-        (i, j): cluster_distance(X, clusters[i], clusters[j], method, metric) for i in range(n) for j in range(i + 1, n)
-    }
+    clusters = Clusters(X, method, metric)
+    node, size = list(range(n)), [1] * n
     Z = np.empty((n - 1, 4))
     for step in range(n - 1):
-        (a, b), height = min(distance.items(), key=lambda item: (item[1], item[0]))
-        union = clusters.pop(a).union(clusters.pop(b))
-        distance = {pair: d for pair, d in distance.items() if not {a, b} & set(pair)}
-        for other, cluster in clusters.items():
-            distance[other, n + step] = cluster_distance(X, cluster, union, method, metric)
-        clusters[n + step] = union
-        Z[step] = a, b, height, len(union.members)
+        a, b = divmod(int(clusters.distances.argmin()), n)
+        size[a] += size[b]
+        Z[step] = min(node[a], node[b]), max(node[a], node[b]), clusters.distances[a, b], size[a]
+        node[a] = n + step
+        clusters.merge(a, b)
     return Z
 
 
@@ -72,46 +126,37 @@ def greedy_excess(X: np.ndarray, Z: np.ndarray, method: str, metric: str) -> tup
     """How far ``Z`` is from "every merge joins the two closest clusters", whatever it does with ties.
 
     Args:
-        X: (n, d); Z: (m, 4), m <= n - 1.
+        X, method, metric: as in ``Clusters``. Z: (m, 4), m <= n - 1.
 
     Returns:
         (m,) distance of the merged pair less the smallest distance of all pairs before that merge, and
         (m,) height in ``Z`` less the distance of the merged pair. Both are 0 but for rounding in a right tree.
+
+    Raises:
+        ValueError: a row of ``Z`` merges what is not a cluster at that point, or has a wrong order or size.
     """
-    n = len(X)
-    clusters = {i: Cluster([i], [1.0]) for i in range(n)}
-    distance = np.full((2 * n, 2 * n), np.inf)
-    for i in range(n):
-        for j in range(i + 1, n):
-            distance[i, j] = cluster_distance(X, clusters[i], clusters[j], method, metric)
-    excess, error = np.empty(len(Z)), np.empty(len(Z))
-    for step, (left, right, height, _) in enumerate(Z):
-        a, b = sorted((int(left), int(right)))
-        excess[step] = distance[a, b] - distance.min()
-        error[step] = height - distance[a, b]
-        union = clusters.pop(a).union(clusters.pop(b))
-        for gone in (a, b):
-            distance[gone, :] = distance[:, gone] = np.inf
-        for other, cluster in clusters.items():
-            distance[other, n + step] = cluster_distance(X, cluster, union, method, metric)
-        clusters[n + step] = union
+    excess, error = np.empty(len(Z), np.longdouble), np.empty(len(Z), np.longdouble)
+    clusters = Clusters(X, method, metric)
+    for step, (a, b) in enumerate(_slots(Z, len(X))):
+        excess[step] = clusters.distances[a, b] - clusters.distances.min()
+        error[step] = Z[step, 2] - clusters.distances[a, b]
+        clusters.merge(a, b)
     return excess, error
 
 
-def _distances(rows_a: np.ndarray, rows_b: np.ndarray, metric: str) -> np.ndarray:
-    differences = rows_a[:, None, :] - rows_b[None, :, :]
-    if metric == "manhattan":
-        sums: np.ndarray = np.abs(differences).sum(axis=2)
-        return sums
-    squares: np.ndarray = (differences**2).sum(axis=2)
-    if metric == "euclidean":
-        return np.sqrt(squares)
-    # For unit vectors 1 - <u, v> = |u - v|^2 / 2, without the cancellation.
-    return squares / 2 if metric == "cosine" else squares
+def _slots(Z: np.ndarray, n: int) -> Iterator[tuple[int, int]]:
+    """The two slots that each row of ``Z`` merges, by the rules of SciPy's layout."""
+    slot, size = {i: i for i in range(n)}, dict.fromkeys(range(n), 1)
+    for step, (left, right, _, count) in enumerate(Z):
+        if left not in slot or right not in slot or left >= right or count != size[left] + size[right]:
+            raise ValueError(f"Z: row {step}, {Z[step]}, is no merge of two clusters, smaller number first")
+        a, b = slot.pop(left), slot.pop(right)
+        slot[n + step], size[n + step] = a, size[left] + size[right]
+        yield a, b
 
 
-def _rows(X: np.ndarray, members: list[int], metric: str) -> np.ndarray:
-    rows: np.ndarray = np.asarray(X)[members].astype(np.longdouble)
+def _rows(X: np.ndarray, metric: str) -> np.ndarray:
+    rows = np.asarray(X).astype(np.longdouble)
     if metric == "cosine":
         rows /= np.sqrt((rows**2).sum(axis=1, keepdims=True))
     return rows

@@ -165,6 +165,8 @@ KEYS = {
     "merges",
     "n_threads",
     "seconds",
+    "matrix_dtype",
+    "rechecks",
 }
 
 
