@@ -1,8 +1,10 @@
-// See tile_emulation.h. The figures are those of PTX ISA 9.0, sections 9.7.14.5.8 (mma.m16n8k16, 16-bit operands) and
-// 9.7.14.5.15 (ldmatrix); nothing here comes from tensor_tile.h but what is under test.
+// See tile_emulation.h. What an instruction does is written down here once more from the manual ("Matrix fragments for
+// mma.m16n8k16" with 16-bit operands, "ldmatrix"); only what is under test comes from tensor_tile.h.
 #include "clustering/cuda/tile_emulation.h"
 
+#include <algorithm>
 #include <array>
+#include <iterator>
 #include <stdexcept>
 
 #include "clustering/cuda/tensor_tile.h"
