@@ -18,15 +18,15 @@ PYBIND11_MODULE(_core, m) {
   namespace advantage = hiexp::advantage;
   py::class_<advantage::Options>(m, "AdvantageOptions", py::module_local())
       .def(py::init(&advantage::make_options), "baseline"_a, "scale"_a, "singleton"_a, "ddof"_a, "eps"_a);
-  m.def("dense_groups", &advantage::bind_dense_groups, "labels"_a.noconvert(), "dense"_a.noconvert());
-  m.def("first_non_finite", &advantage::bind_first_non_finite<float>, "rewards"_a.noconvert());
-  m.def("first_non_finite", &advantage::bind_first_non_finite<double>, "rewards"_a.noconvert());
-  m.def("group_advantage", &advantage::bind_group_advantage<float>, "rewards"_a.noconvert(), "dense"_a.noconvert(),
-        "options"_a, "advantages"_a.noconvert(), "mean"_a.noconvert(), "std"_a.noconvert(), "count"_a.noconvert(),
-        "degenerate"_a.noconvert());
-  m.def("group_advantage", &advantage::bind_group_advantage<double>, "rewards"_a.noconvert(), "dense"_a.noconvert(),
-        "options"_a, "advantages"_a.noconvert(), "mean"_a.noconvert(), "std"_a.noconvert(), "count"_a.noconvert(),
-        "degenerate"_a.noconvert());
+  py::class_<advantage::Tokens>(m, "AdvantageTokens", py::module_local())
+      .def(py::init(&advantage::make_tokens), "offsets"_a, "width"_a, "total"_a, "mask"_a, "mask_entry_size"_a,
+           "mask_floating"_a);
+  m.def("group_advantage_f32", &advantage::bind_group_advantage<float>, "rewards"_a, "labels"_a, "label_type"_a,
+        "rows"_a, "tokens"_a, "options"_a, "advantages"_a, "degenerate"_a, "mean"_a, "std"_a, "count"_a,
+        "token_advantages"_a, "notes"_a);
+  m.def("group_advantage_f64", &advantage::bind_group_advantage<double>, "rewards"_a, "labels"_a, "label_type"_a,
+        "rows"_a, "tokens"_a, "options"_a, "advantages"_a, "degenerate"_a, "mean"_a, "std"_a, "count"_a,
+        "token_advantages"_a, "notes"_a);
 
   namespace clustering = hiexp::clustering;
   py::enum_<clustering::Method>(m, "LinkageMethod", py::module_local())

@@ -19,12 +19,16 @@ PYBIND11_MODULE(_cuda, m) {
   namespace advantage = hiexp::advantage;
   py::class_<advantage::Options>(m, "AdvantageOptions", py::module_local())
       .def(py::init(&advantage::make_options), "baseline"_a, "scale"_a, "singleton"_a, "ddof"_a, "eps"_a);
-  m.def("group_advantage_f32", &advantage::bind_group_advantage_cuda<float>, "rewards"_a, "order"_a, "offsets"_a,
-        "rows"_a, "groups"_a, "options"_a, "advantages"_a, "mean"_a, "std"_a, "count"_a, "degenerate"_a, "batch_std"_a,
-        "device"_a, "stream"_a);
-  m.def("group_advantage_f64", &advantage::bind_group_advantage_cuda<double>, "rewards"_a, "order"_a, "offsets"_a,
-        "rows"_a, "groups"_a, "options"_a, "advantages"_a, "mean"_a, "std"_a, "count"_a, "degenerate"_a, "batch_std"_a,
-        "device"_a, "stream"_a);
+  py::class_<advantage::Tokens>(m, "AdvantageTokens", py::module_local())
+      .def(py::init(&advantage::make_tokens), "offsets"_a, "width"_a, "total"_a, "mask"_a, "mask_entry_size"_a,
+           "mask_floating"_a);
+  m.def("group_advantage_workspace_bytes", &advantage::bind_workspace_bytes, "rows"_a, "tokens"_a, "device"_a);
+  m.def("group_advantage_f32", &advantage::bind_group_advantage_cuda<float>, "rewards"_a, "labels"_a, "label_type"_a,
+        "rows"_a, "tokens"_a, "options"_a, "advantages"_a, "degenerate"_a, "mean"_a, "std"_a, "count"_a,
+        "token_advantages"_a, "notes"_a, "workspace"_a, "device"_a, "stream"_a);
+  m.def("group_advantage_f64", &advantage::bind_group_advantage_cuda<double>, "rewards"_a, "labels"_a, "label_type"_a,
+        "rows"_a, "tokens"_a, "options"_a, "advantages"_a, "degenerate"_a, "mean"_a, "std"_a, "count"_a,
+        "token_advantages"_a, "notes"_a, "workspace"_a, "device"_a, "stream"_a);
 
   namespace clustering = hiexp::clustering;
   py::enum_<clustering::Method>(m, "LinkageMethod", py::module_local())

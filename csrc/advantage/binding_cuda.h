@@ -1,32 +1,27 @@
-// Addresses of torch CUDA tensors (tensor.data_ptr()) <-> typed pointers. Unchecked by nature:
-// hiexp/ops/group_advantage.py is the only caller and owns the checks of dtype, length, contiguity and device.
+// hiexp._cuda's side of binding.h.
 #pragma once
 
-#include <pybind11/pybind11.h>
-
+#include "advantage/binding.h"
 #include "advantage/group_advantage_cuda.h"
-#include "advantage/options.h"
 #include "cuda_device.h"
 
 namespace hiexp::advantage {
 
-template <typename T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
+inline int64_t bind_workspace_bytes(int64_t rows, int64_t tokens, int device) {
+  const DeviceGuard guard(device);
+  return workspace_bytes(rows, grid_blocks(rows, tokens));
 }
 
 template <typename Real>
-void bind_group_advantage_cuda(std::uintptr_t rewards, std::uintptr_t order, std::uintptr_t offsets, int64_t rows,
-                               int64_t groups, const Options& options, std::uintptr_t advantages, std::uintptr_t mean,
-                               std::uintptr_t std, std::uintptr_t count, std::uintptr_t degenerate,
-                               std::uintptr_t batch_std, int device, std::uintptr_t stream) {
-  const Batch<Real> batch{pointer<const Real>(rewards), pointer<const int64_t>(order), pointer<const int64_t>(offsets),
-                          rows, groups};
-  const Result<Real> result{pointer<Real>(advantages), pointer<Real>(mean),       pointer<Real>(std),
-                            pointer<int64_t>(count),   pointer<bool>(degenerate), pointer<double>(batch_std)};
+void bind_group_advantage_cuda(Address rewards, Address labels, const std::string& type, int64_t rows,
+                               const Tokens& tokens, const Options& options, Address advantages, Address degenerate,
+                               Address mean, Address std, Address count, Address token_advantages, Address notes,
+                               Address workspace, int device, Address stream) {
+  const auto batch = make_batch<Real>(rewards, labels, type, rows, tokens);
+  const auto result = make_result<Real>(advantages, degenerate, mean, std, count, token_advantages, notes);
   pybind11::gil_scoped_release release;
   const DeviceGuard guard(device);
-  group_advantage_cuda(batch, options, result, reinterpret_cast<cudaStream_t>(stream));
+  group_advantage_cuda(batch, options, result, pointer<void>(workspace), reinterpret_cast<cudaStream_t>(stream));
 }
 
 }  // namespace hiexp::advantage

@@ -1,102 +1,114 @@
-// Segmented group statistics in three linear passes; memory-bound and far below a millisecond for 64k rollouts, so one
-// thread.
+// The steps of phases.h in row order. Linear and bound by memory, far below a millisecond for 64k rollouts in the order
+// they come in, so one thread.
 #include "advantage/group_advantage_cpu.h"
 
 #include <algorithm>
-#include <cmath>
-#include <numeric>
-#include <unordered_map>
+#include <memory>
+#include <new>
+
+#include "advantage/phases.h"
 
 namespace hiexp::advantage {
+namespace {
 
-std::vector<int64_t> dense_groups(const int64_t* labels, int64_t rows, int64_t* dense) {
-  std::vector<int64_t> distinct;
-  std::unordered_map<int64_t, int64_t> id_of;
-  for (int64_t i = 0; i < rows; ++i) {
-    // Rollouts of one group usually lie side by side: then the table is asked once a group.
-    if (i > 0 && labels[i] == labels[i - 1]) {
-      dense[i] = dense[i - 1];
-      continue;
-    }
-    const auto [entry, is_new] = id_of.try_emplace(labels[i], static_cast<int64_t>(distinct.size()));
-    if (is_new) distinct.push_back(labels[i]);
-    dense[i] = entry->second;
+struct SerialSwap {
+  int32_t operator()(int32_t* entry, int32_t row) const {
+    const int32_t before = *entry;
+    if (before < 0) *entry = row;
+    return before;
   }
-  if (std::is_sorted(distinct.begin(), distinct.end())) return distinct;
+};
 
-  std::vector<int64_t> order(distinct.size()), rank(distinct.size()), sorted(distinct.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return distinct[a] < distinct[b]; });
-  for (size_t position = 0; position < order.size(); ++position) {
-    rank[order[position]] = static_cast<int64_t>(position);
-    sorted[position] = distinct[order[position]];
+// False where the labels do not ascend; what was written until then is written again.
+template <typename Real>
+bool score_runs(const Batch<Real>& batch, const Options& options, const Result<Real>& result) {
+  for (int64_t begin = 0; begin < batch.rows;) {
+    if (descends(batch.labels, begin)) return false;
+    const int64_t end = end_of_run(batch.labels, begin, batch.rows, batch.rows);
+    score_run(batch, begin, end, options, result);
+    begin = end;
   }
-  for (int64_t i = 0; i < rows; ++i) dense[i] = rank[dense[i]];
-  return sorted;
+  return true;
+}
+
+// Numbers the groups in the order of their first rows, so that their accumulators lie side by side.
+void number_groups(const Labels& labels, int64_t rows, const Workspace& workspace) {
+  std::fill_n(workspace.table, workspace.capacity, -1);
+  int32_t groups = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    // Rollouts of one group often lie side by side: then the table is asked once.
+    const int64_t owner = starts_run(labels, row) ? claim(SerialSwap{}, labels, row, workspace) : row - 1;
+    if (owner == row) workspace.groups[groups] = empty_accumulator();
+    workspace.group_of[row] = owner == row ? groups++ : workspace.group_of[owner];
+  }
+}
+
+// One pass over the rows, with the accumulator of a later row on its way from memory: scattered labels miss every
+// cache.
+template <typename Real, typename Pass>
+void for_each_row(const Batch<Real>& batch, const Workspace& workspace, bool with_batch, const Pass& pass) {
+  constexpr int64_t kAhead = 16;
+  for (int64_t row = 0; row < batch.rows; ++row) {
+    if (row + kAhead < batch.rows) __builtin_prefetch(&workspace.groups[workspace.group_of[row + kAhead]], 1);
+    pass(&workspace.groups[workspace.group_of[row]], row);
+    if (with_batch) pass(&workspace.groups[batch.rows], row);
+  }
+}
+
+// The three passes over the groups; the same over the whole batch where its deviation is asked for.
+template <typename Real>
+double accumulate(const Batch<Real>& batch, const Options& options, const Workspace& workspace) {
+  const SerialAdd add;
+  const bool with_batch = options.scale == Scale::kBatch;
+  workspace.groups[batch.rows] = empty_accumulator();
+  for_each_row(batch, workspace, with_batch,
+               [&](Accumulator* group, int64_t row) { add_extent(add, group, row, batch.rewards[row]); });
+  for_each_row(batch, workspace, with_batch,
+               [&](Accumulator* group, int64_t row) { add_position(add, group, batch.rewards[row]); });
+  for_each_row(batch, workspace, with_batch,
+               [&](Accumulator* group, int64_t row) { add_square(add, group, batch.rewards[row]); });
+  return moments_of(workspace.groups[batch.rows], options.ddof).deviation;
 }
 
 template <typename Real>
-int64_t first_non_finite(const Real* rewards, int64_t rows) {
-  for (int64_t i = 0; i < rows; ++i) {
-    if (!std::isfinite(rewards[i])) return i;
-  }
-  return -1;
+void score_by_table(const Batch<Real>& batch, const Options& options, const Result<Real>& result) {
+  constexpr std::align_val_t kLine{alignof(Accumulator)};
+  const auto release = [](void* memory) { ::operator delete(memory, kLine); };
+  const std::unique_ptr<void, decltype(release)> memory(::operator new(workspace_bytes(batch.rows, 0), kLine), release);
+  const Workspace workspace = carve(memory.get(), batch.rows, 0);
+  number_groups(batch.labels, batch.rows, workspace);
+  const double batch_deviation = accumulate(batch, options, workspace);
+  for_each_row(batch, workspace, false, [&](Accumulator*, int64_t row) {
+    write_row_from_table(batch, row, workspace, batch_deviation, options, result);
+  });
 }
 
-namespace {
-
-// `segment` maps a row to its slot in the result, e.g. its group, or 0 for the whole batch.
-template <typename Real, typename Segment>
-std::vector<Moments> segment_moments(const Real* rewards, int64_t rows, int64_t segments, Segment segment) {
-  std::vector<Moments> moments(segments, Moments{0, 0.0, 0.0});
-  std::vector<double> origin(segments, 0.0);
-  for (int64_t i = 0; i < rows; ++i) {
-    if (!std::isfinite(rewards[i])) continue;
-    Moments& m = moments[segment(i)];
-    double& first = origin[segment(i)];
-    if (m.count++ == 0) first = rewards[i];
-    m.mean += rewards[i] - first;  // still a sum of differences here
+template <typename Real>
+void spread_over_tokens(const Batch<Real>& batch, const Result<Real>& result) {
+  for (int64_t row = 0; row < batch.rows; ++row) {
+    const TokenRange range = tokens_of(batch.tokens, row);
+    for (int64_t token = range.begin; token < range.end; ++token) {
+      result.tokens[token] = batch.tokens.mask[token] ? result.advantages[row] : Real{0};
+    }
   }
-  for (int64_t s = 0; s < segments; ++s) {
-    moments[s].mean = shifted_mean(origin[s], moments[s].mean, moments[s].count);
-  }
-  for (int64_t i = 0; i < rows; ++i) {
-    if (!std::isfinite(rewards[i])) continue;
-    Moments& m = moments[segment(i)];
-    const double difference = rewards[i] - m.mean;
-    m.m2 += difference * difference;
-  }
-  return moments;
 }
 
 }  // namespace
 
 template <typename Real>
-void group_advantage(const Real* rewards, const int64_t* dense, int64_t rows, int64_t groups, const Options& options,
-                     Real* advantages, Real* mean, Real* std, int64_t* count, bool* degenerate) {
-  const std::vector<Moments> moments = segment_moments(rewards, rows, groups, [&](int64_t i) { return dense[i]; });
-  double batch_std = 0.0;
-  if (options.scale == Scale::kBatch) {
-    batch_std = standard_deviation(segment_moments(rewards, rows, 1, [](int64_t) { return 0; })[0], options.ddof);
+void group_advantage(const Batch<Real>& batch, const Options& options, const Result<Real>& result) {
+  int64_t unusable = kNone, offset = kNone;
+  for (int64_t row = 0; row < batch.rows; ++row) {
+    if (!is_usable(batch.rewards[row])) unusable = std::min(unusable, row);
+    offset = std::min(offset, bad_offset(batch.tokens, row, batch.rows));
   }
-  for (int64_t g = 0; g < groups; ++g) {
-    mean[g] = static_cast<Real>(moments[g].mean);
-    std[g] = static_cast<Real>(standard_deviation(moments[g], options.ddof));
-    count[g] = moments[g].count;
-  }
-  for (int64_t i = 0; i < rows; ++i) {
-    const bool usable = std::isfinite(rewards[i]);
-    const Moments& group = moments[dense[i]];
-    advantages[i] = usable ? static_cast<Real>(advantage(rewards[i], group, batch_std, options)) : Real{0};
-    degenerate[i] = !usable || is_degenerate(group, options);
-  }
+  result.notes[0] = unusable == kNone ? -1 : unusable;
+  result.notes[1] = offset == kNone ? -1 : offset;
+  if (needs_table(options) || !score_runs(batch, options, result)) score_by_table(batch, options, result);
+  if (batch.tokens.total > 0) spread_over_tokens(batch, result);
 }
 
-template int64_t first_non_finite<float>(const float*, int64_t);
-template int64_t first_non_finite<double>(const double*, int64_t);
-template void group_advantage<float>(const float*, const int64_t*, int64_t, int64_t, const Options&, float*, float*,
-                                     float*, int64_t*, bool*);
-template void group_advantage<double>(const double*, const int64_t*, int64_t, int64_t, const Options&, double*, double*,
-                                      double*, int64_t*, bool*);
+template void group_advantage<float>(const Batch<float>&, const Options&, const Result<float>&);
+template void group_advantage<double>(const Batch<double>&, const Options&, const Result<double>&);
 
 }  // namespace hiexp::advantage

@@ -1,37 +1,18 @@
-// Group advantage on a GPU: device pointers and a stream in; Python has allocated everything, checked shapes and sorted
-// the rows.
+// Group advantage on a GPU: one cooperative launch on the caller's stream; device pointers in, no synchronisation.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
-#include <cstdint>
-
-#include "advantage/formula.h"
+#include "advantage/batch.h"
 
 namespace hiexp::advantage {
 
-// Rows of group g are order[offsets[g]] .. order[offsets[g + 1] - 1].
-template <typename Real>
-struct Batch {
-  const Real* rewards;     // (rows)
-  const int64_t* order;    // (rows)
-  const int64_t* offsets;  // (groups + 1)
-  int64_t rows;
-  int64_t groups;
-};
+// Blocks of the launch on the current device: all of them run at once, which a grid-wide barrier needs.
+int64_t grid_blocks(int64_t rows, int64_t tokens);
 
+// `workspace`: workspace_bytes(rows, grid_blocks(rows, tokens.total)) bytes, aligned to 64.
 template <typename Real>
-struct Result {
-  Real* advantages;   // (rows)
-  Real* mean;         // (groups)
-  Real* std;          // (groups)
-  int64_t* count;     // (groups)
-  bool* degenerate;   // (rows)
-  double* batch_std;  // (1), workspace, written only for Scale::kBatch
-};
-
-template <typename Real>
-void group_advantage_cuda(const Batch<Real>& batch, const Options& options, const Result<Real>& result,
+void group_advantage_cuda(const Batch<Real>& batch, const Options& options, const Result<Real>& result, void* workspace,
                           cudaStream_t stream);
 
 }  // namespace hiexp::advantage

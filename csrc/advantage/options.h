@@ -1,4 +1,4 @@
-// Names of the choices as Python spells them -> Options. The one place that knows both, for hiexp._core and
+// Names of the choices as Python spells them -> Options and types. The one place that knows both, for hiexp._core and
 // hiexp._cuda.
 #pragma once
 
@@ -7,7 +7,7 @@
 #include <string>
 #include <utility>
 
-#include "advantage/formula.h"
+#include "advantage/batch.h"
 
 namespace hiexp::advantage {
 
@@ -30,6 +30,18 @@ inline Options make_options(const std::string& baseline, const std::string& scal
           {{"mean", Baseline::kMean}, {"leave_one_out", Baseline::kLeaveOneOut}, {"none", Baseline::kNone}}),
       choose<Scale>("scale", scale, {{"std", Scale::kStd}, {"none", Scale::kNone}, {"batch", Scale::kBatch}}),
       choose<Singleton>("singleton", singleton, {{"zero", Singleton::kZero}, {"raw", Singleton::kRaw}}), ddof, eps};
+}
+
+inline LabelType label_type(const std::string& name) {
+  return choose<LabelType>("group_ids", name,
+                           {{"int8", LabelType::kInt8},
+                            {"int16", LabelType::kInt16},
+                            {"int32", LabelType::kInt32},
+                            {"int64", LabelType::kInt64},
+                            {"uint8", LabelType::kUint8},
+                            {"uint16", LabelType::kUint16},
+                            {"uint32", LabelType::kUint32},
+                            {"bool", LabelType::kUint8}});
 }
 
 }  // namespace hiexp::advantage

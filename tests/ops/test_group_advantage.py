@@ -246,27 +246,3 @@ def test_cuda_module_loads_without_a_driver():
     cuda = pytest.importorskip("hiexp._cuda", reason="built without a CUDA compiler")
     assert cuda.device_count() >= 0
     assert "sm_80" in list(cuda.architectures)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("options", [{}, {"preset": "rloo"}, {"scale": "batch"}, {"singleton": "raw"}])
-def test_cuda_equals_cpu(dtype, options, assert_close):
-    generator = torch.Generator().manual_seed(1)
-    rewards = torch.randn(5000, generator=generator, dtype=dtype)
-    rewards[::97] = float("nan")
-    labels = torch.randint(-50, 900, (5000,), generator=generator)
-    on_cpu = group_advantage(rewards, labels, nan="zero", **options)
-    on_gpu = group_advantage(rewards.cuda(), labels.cuda(), nan="zero", **options)
-    assert on_gpu.advantages.is_cuda
-    for name in ("advantages", "mean", "std", "counts", "groups", "zero_variance"):
-        assert_close(getattr(on_gpu, name), getattr(on_cpu, name), dtype)
-
-
-@pytest.mark.gpu
-def test_cuda_empty_large_group_and_error():
-    assert group_advantage(torch.empty(0, device="cuda"), []).advantages.shape == (0,)
-    one_group = group_advantage(torch.arange(70_001.0, device="cuda"), torch.zeros(70_001, dtype=torch.int64))
-    assert abs(float(one_group.advantages.double().sum())) < 1e-2
-    with pytest.raises(ValueError, match=r"rewards\[1\]"):
-        group_advantage(torch.tensor([1.0, float("inf")], device="cuda"), [0, 0])
