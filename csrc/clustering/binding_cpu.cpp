@@ -27,8 +27,7 @@ std::vector<Merge> merges_of(Points points, Method method, Metric metric, double
     monitor.stats.algorithm = "boruvka";
     return spanning_tree(points, metric, threshold, pool, monitor);
   }
-  if (!has_centroids(method, metric))
-    return matrix_linkage(std::move(points), method, metric, threshold, pool, monitor);
+  if (!has_centroids(method, metric)) return matrix_linkage(points, method, metric, threshold, pool, monitor);
   std::vector<int32_t> ids = points.ids;
   CentroidSpace space(std::move(points), method, metric, pool, monitor);
   return reciprocal_rounds(space, std::move(ids), threshold, monitor);
@@ -87,6 +86,7 @@ py::tuple linkage_precomputed(const py::array_t<Scalar, py::array::c_style>& con
     ThreadPool pool(n_threads, [&monitor] { monitor.poll(); });
     monitor.stats.n = n;
     monitor.stats.n_threads = n_threads;
+    monitor.begin("scan", n);
     z = linkage_matrix(precomputed_linkage(data, n, method, threshold, pool, monitor), n, threshold);
     monitor.stats.merges = z.size() / 4;
     monitor.finish(n - 1);

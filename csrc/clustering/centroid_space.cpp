@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "clustering/exact_scan.h"
 #include "clustering/kernels.h"
 
 namespace hiexp::clustering {
@@ -129,7 +130,7 @@ void CentroidSpace::scan_rows(const std::vector<int32_t>& rows) {
       list.entries.clear();
       list.bound = static_cast<double>(mine[kListLength].bound);
       for (size_t c = 0; c < kListLength && mine[c].slot >= 0; ++c) {
-        offer(row, static_cast<size_t>(mine[c].slot), static_cast<double>(mine[c].bound), false);
+        offer_bound(row, static_cast<size_t>(mine[c].slot), static_cast<double>(mine[c].bound));
       }
       certain[r] = certified(row).slot >= 0;
     }
@@ -150,26 +151,17 @@ void CentroidSpace::count_scan(size_t rows, bool all) {
   scanned_before_ = true;
 }
 
-void CentroidSpace::offer(size_t row, size_t slot, double cost, bool exact) {
-  lists_[row].offer({cost, static_cast<int32_t>(slot), versions_[slot], exact}, ids_[row], ids_);
+void CentroidSpace::offer_bound(size_t row, size_t slot, double bound) {
+  lists_[row].offer({bound, static_cast<int32_t>(slot), versions_[slot], 0}, ids_[row], ids_);
 }
 
-// All costs of the rows in float64; several rows meet a centroid while it is in the cache.
 void CentroidSpace::scan_exactly(const std::vector<int32_t>& rows) {
+  if (rows.empty()) return;
   monitor_.stats.exact_rows += rows.size();
   monitor_.stats.pairs += static_cast<double>(rows.size()) * static_cast<double>(slots());
-  pool_.run_ranges(rows.size(), kExactRows, [&](size_t begin, size_t end) {
-    for (size_t r = begin; r < end; ++r) {
-      lists_[static_cast<size_t>(rows[r])].entries.clear();
-      lists_[static_cast<size_t>(rows[r])].bound = kInfinity;
-    }
-    for (size_t slot = 0; slot < slots(); ++slot) {
-      if (sizes_[slot] == 0.0) continue;
-      for (size_t r = begin; r < end; ++r) {
-        const auto row = static_cast<size_t>(rows[r]);
-        if (row != slot) offer(row, slot, cost(row, slot), true);
-      }
-    }
+  scan_rows_exactly(rows, slots(), d_, ids_, lists_, pool_, [&](size_t row, size_t slot) {
+    if (sizes_[slot] == 0.0 || slot == row) return ListEntry{kInfinity, -1, 0, 1};
+    return ListEntry{cost(row, slot), static_cast<int32_t>(slot), versions_[slot], 1};
   });
 }
 
@@ -217,17 +209,17 @@ void CentroidSpace::merge_lists(const Pair& pair) {
     const auto same = [slot](const ListEntry& entry) { return entry.slot == slot; };
     return std::find_if(list.entries.begin(), list.entries.end(), same);
   };
-  const auto offer_bound = [&](int32_t slot, double to_a, double to_b) {
+  const auto add = [&](int32_t slot, double to_a, double to_b) {
     const auto third = static_cast<size_t>(slot);
-    offer(a, third, bound(to_a, to_b, sizes_[third], sizes_[third]), false);
+    offer_bound(a, third, bound(to_a, to_b, sizes_[third], sizes_[third]));
   };
   for (const ListEntry& entry : of_a.entries) {
     const auto other = find(of_b, entry.slot);
-    offer_bound(entry.slot, entry.cost, other == of_b.entries.end() ? of_b.bound : other->cost);
+    add(entry.slot, entry.cost, other == of_b.entries.end() ? of_b.bound : other->cost);
   }
   for (const ListEntry& entry : of_b.entries) {
     if (entry.slot != pair.keep && find(of_a, entry.slot) == of_a.entries.end()) {
-      offer_bound(entry.slot, of_a.bound, entry.cost);
+      add(entry.slot, of_a.bound, entry.cost);
     }
   }
 }

@@ -34,7 +34,7 @@ class CentroidSpace : public Space {
   void count_scan(size_t rows, bool all);
   void scan_rows(const std::vector<int32_t>& rows);
   void scan_exactly(const std::vector<int32_t>& rows);
-  void offer(size_t row, size_t slot, double cost, bool exact);
+  void offer_bound(size_t row, size_t slot, double bound);
 
   Method method_;
   Metric metric_;

@@ -6,6 +6,12 @@
 
 namespace hiexp::clustering {
 
+namespace {
+
+constexpr uint32_t kNoVersion = (1u << 31) - 1;
+
+}  // namespace
+
 ListedSpace::ListedSpace(Method method, std::vector<double> sizes, std::vector<int32_t> ids, ThreadPool& pool,
                          Monitor& monitor)
     : method_(method),
@@ -43,34 +49,48 @@ void ListedSpace::refresh(size_t row) {
   entries.resize(kept);
 }
 
-// The cheapest listed cluster if nothing unlisted can be cheaper, else slot = -1 and the bound.
-Neighbour ListedSpace::certified(size_t row) {
-  NeighbourList& list = lists_[row];
-  const Neighbour best = list.cheapest(
-      ids_[row], ids_, list.bound, [](int32_t) { return true; }, [&](size_t slot) { return cost(row, slot); });
-  return best.slot >= 0 && best.cost <= list.bound ? best : Neighbour{-1, list.bound};
-}
-
 std::vector<Neighbour> ListedSpace::nearest(const std::vector<int32_t>& rows, bool scan) {
   std::vector<Neighbour> found(rows.size());
   pool_.run_ranges(rows.size(), 16, [&](size_t begin, size_t end) {
-    for (size_t r = begin; r < end; ++r) {
-      const auto row = static_cast<size_t>(rows[r]);
-      refresh(row);
-      found[r] = certified(row);
-    }
+    for (size_t r = begin; r < end; ++r) refresh(static_cast<size_t>(rows[r]));
   });
+  decide(rows, found);
   if (!scan) return found;
   std::vector<int32_t> open;
   for (size_t r = 0; r < rows.size(); ++r) {
     if (found[r].slot < 0) open.push_back(rows[r]);
   }
   scan_rows(open);
-  for (size_t r = 0; r < rows.size(); ++r) {
-    const auto row = static_cast<size_t>(rows[r]);
-    if (found[r].slot < 0) found[r] = certified(row);
+  std::vector<Neighbour> scanned(open.size());
+  decide(open, scanned);
+  for (size_t r = 0, next = 0; r < rows.size(); ++r) {
+    if (found[r].slot >= 0) continue;
+    found[r] = scanned[next++];
+    if (found[r].slot < 0) decide_scanned(rows[r], found[r]);
   }
   return found;
+}
+
+void ListedSpace::decide(const std::vector<int32_t>& rows, std::vector<Neighbour>& found) {
+  pool_.run_ranges(rows.size(), 64, [&](size_t begin, size_t end) {
+    for (size_t r = begin; r < end; ++r) found[r] = certified(static_cast<size_t>(rows[r]));
+  });
+}
+
+// The cheapest listed cluster if nothing unlisted can be cheaper, else slot = -1 and the bound. Ties go to the smallest
+// pair_hash.
+Neighbour ListedSpace::certified(size_t row) const {
+  Neighbour best;
+  uint64_t best_hash = 0;
+  for (const ListEntry& entry : lists_[row].entries) {
+    if (entry.cost > best.cost) continue;
+    const uint64_t hash = pair_hash(ids_[row], ids_[static_cast<size_t>(entry.slot)]);
+    if (entry.cost < best.cost || best.slot < 0 || hash < best_hash) {
+      best = {entry.slot, entry.cost};
+      best_hash = hash;
+    }
+  }
+  return best.cost <= lists_[row].bound * kTie ? best : Neighbour{-1, lists_[row].bound};
 }
 
 void ListedSpace::restart(size_t row, double bound) {
@@ -131,7 +151,7 @@ void ListedSpace::compact(const std::vector<int32_t>& kept) {
       for (ListEntry& entry : lists_[static_cast<size_t>(kept[i])].entries) {
         const int32_t slot = current(entry.slot);
         // A cluster that followed a merge keeps its old cost under a stamp that no version has, so that it is renewed.
-        if (slot != entry.slot) entry.stamp = ~0u >> 1;
+        if (slot != entry.slot) entry.stamp = kNoVersion;
         entry.slot = slot < 0 ? -1 : renumbered[static_cast<size_t>(slot)];
       }
     }

@@ -21,8 +21,14 @@ class ListedSpace : public Space {
  protected:
   ListedSpace(Method method, std::vector<double> sizes, std::vector<int32_t> ids, ThreadPool& pool, Monitor& monitor);
 
-  // Exact cost between two clusters, the same to the last bit in either order.
+  // Cost between two clusters, the same to the last bit in either order.
   virtual double cost(size_t i, size_t j) const = 0;
+
+  // Nearest clusters by the lists, which are up to date; slot = -1 and a lower bound where they do not tell.
+  virtual void decide(const std::vector<int32_t>& rows, std::vector<Neighbour>& found);
+
+  // The same for a row that was scanned just now and whose list still does not tell.
+  virtual void decide_scanned(int32_t, Neighbour&) {}
 
   // Makes new lists for the rows from scratch: `restart`, then `offer` for everything that costs at most `list_limit`,
   // then `close` where something was not offered.
@@ -34,6 +40,7 @@ class ListedSpace : public Space {
   // Renumbers whatever the derived class keeps for a slot, as `compact` says.
   virtual void renumber(const std::vector<int32_t>& kept) = 0;
 
+  const NeighbourList& list(size_t row) const { return lists_[row]; }
   void restart(size_t row, double bound);
   void offer(size_t row, size_t slot);
   double list_limit(size_t row) const;
@@ -47,8 +54,8 @@ class ListedSpace : public Space {
 
  private:
   int32_t current(int32_t slot) const;
+  Neighbour certified(size_t row) const;
   void refresh(size_t row);
-  Neighbour certified(size_t row);
   void merge_lists(const Pair& pair);
 
   double n_points_ = 0.0;

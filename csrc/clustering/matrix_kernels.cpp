@@ -87,6 +87,14 @@ HIEXP_INLINE size_t search(const T* values, size_t begin, size_t end, Limit limi
 void product_tile(const double* const* x, const double* y, size_t d, double* out) { tile<Product>(x, y, d, out); }
 void manhattan_tile(const double* const* x, const double* y, size_t d, double* out) { tile<Manhattan>(x, y, d, out); }
 
+HIEXP_CLONES
+void square_row(const float* dots, const float* q, float q_row, float* out) {
+  for (size_t c = 0; c < kPanelColumns; ++c) {
+    const float square = q_row + q[c] - 2.0f * dots[c];
+    out[c] = square > 0.0f ? square : 0.0f;
+  }
+}
+
 template <>
 HIEXP_CLONES size_t first_at_most(const double* values, size_t begin, size_t end, double limit) {
   return search(values, begin, end, [limit](size_t) { return limit; });

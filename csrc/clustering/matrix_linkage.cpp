@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "clustering/certified_space.h"
+#include "clustering/float_distances.h"
 #include "clustering/matrix_fill.h"
 #include "clustering/matrix_space.h"
 #include "clustering/prim.h"
@@ -60,26 +62,41 @@ std::function<double(double)> height_for(Entry entry, Metric metric, int exponen
   };
 }
 
+std::vector<Merge> certified_complete(const Points& points, const std::function<double(double)>& height,
+                                      double threshold, ThreadPool& pool, Monitor& monitor) {
+  monitor.stats.matrix_dtype = "float32";
+  Triangle<float> triangle(points.n);
+  FloatDistances distances(points, pool);
+  distances.fill(triangle, pool, monitor);
+  monitor.begin("merge", points.n - 1);
+  CertifiedSpace space(std::move(triangle), std::move(distances), points.sizes, points.ids, height, pool, monitor);
+  return reciprocal_rounds(space, points.ids, threshold, monitor);
+}
+
 }  // namespace
 
-std::vector<Merge> matrix_linkage(Points points, Method method, Metric metric, double threshold, ThreadPool& pool,
-                                  Monitor& monitor) {
+std::vector<Merge> matrix_linkage(const Points& points, Method method, Metric metric, double threshold,
+                                  ThreadPool& pool, Monitor& monitor) {
   monitor.stats.algorithm = "matrix";
-  monitor.stats.matrix_dtype = "float64";
   const Entry entry = entry_for(method, metric);
   const std::function<double(double)> height = height_for(entry, metric, points.exponent);
+  if (entry == Entry::square) {
+    try {
+      return certified_complete(points, height, threshold, pool, monitor);
+    } catch (const TooClose&) {
+    }
+  }
+  monitor.stats.matrix_dtype = "float64";
   Triangle<double> triangle(points.n);
   fill_distances(points, entry, triangle, pool, monitor);
-  std::vector<int32_t> ids = std::move(points.ids);
-  std::vector<double> sizes = std::move(points.sizes);
-  points.rows = {};
   if (method != Method::single) {
-    return rounds_over(std::move(triangle), method, std::move(sizes), std::move(ids), height, threshold, pool, monitor);
+    return rounds_over(std::move(triangle), method, points.sizes, points.ids, height, threshold, pool, monitor);
   }
   monitor.begin("merge", points.n - 1);
   std::vector<Merge> merges = prim(points.n, [&](size_t i, size_t j) { return triangle.at(i, j); }, pool, monitor);
   for (Merge& merge : merges) {
-    merge = {ids[static_cast<size_t>(merge.a)], ids[static_cast<size_t>(merge.b)], height(merge.height)};
+    const auto a = static_cast<size_t>(merge.a), b = static_cast<size_t>(merge.b);
+    merge = {points.ids[a], points.ids[b], height(merge.height)};
   }
   return merges;
 }

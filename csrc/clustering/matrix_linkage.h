@@ -11,9 +11,10 @@
 
 namespace hiexp::clustering {
 
-// Merges of complete, or of average, weighted, single over a metric without a centroid form. Needs 4 n^2 bytes.
-std::vector<Merge> matrix_linkage(Points points, Method method, Metric metric, double threshold, ThreadPool& pool,
-                                  Monitor& monitor);
+// Merges of complete, or of average, weighted, single over a metric without a centroid form. Complete over
+// all but manhattan needs 2 n^2 bytes where float32 can tell the distances apart, the others 4 n^2.
+std::vector<Merge> matrix_linkage(const Points& points, Method method, Metric metric, double threshold,
+                                  ThreadPool& pool, Monitor& monitor);
 
 // Number of elements before the distance of i and j, i < j < n, in SciPy's condensed order.
 inline size_t condensed_offset(size_t i, size_t j, size_t n) {

@@ -22,11 +22,13 @@ class MatrixSpace : public ListedSpace {
 
   double height(double cost) const override { return height_(cost); }
 
- private:
+ protected:
   double cost(size_t i, size_t j) const override { return cost_of(i, j, value(i, j)); }
-  void scan_rows(const std::vector<int32_t>& rows) override;
   void unite(const std::vector<Pair>& pairs) override;
   void renumber(const std::vector<int32_t>& kept) override;
+
+ private:
+  void scan_rows(const std::vector<int32_t>& rows) override;
 
   // How `renumber` folds the rows of a batch.
   struct Folding {

@@ -14,9 +14,6 @@ namespace hiexp::clustering {
 // Longer lists certify more neighbours without a scan and cost more to keep; 16 balances them for text vectors.
 constexpr size_t kListLength = 16;
 
-// Rows whose exact costs are computed together.
-constexpr size_t kExactRows = 8;
-
 struct ListEntry {
   double cost;  // exact, or a lower bound
   int32_t slot;

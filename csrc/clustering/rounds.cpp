@@ -103,7 +103,8 @@ class Rounds {
       if (state_[i] != State::certified || nearest_[i].slot < 0 || taken[i]) continue;
       const auto j = static_cast<size_t>(nearest_[i].slot);
       if (taken[j] || state_[j] != State::certified) continue;
-      if (nearest_[j].slot != static_cast<int32_t>(i) && nearest_[j].cost != nearest_[i].cost) continue;
+      const bool tied = space_.exact_costs() && nearest_[j].cost == nearest_[i].cost;
+      if (nearest_[j].slot != static_cast<int32_t>(i) && !tied) continue;
       taken[i] = taken[j] = true;
       pairs.push_back({static_cast<int32_t>(std::min(i, j)), static_cast<int32_t>(std::max(i, j)), nearest_[i].cost});
     }
@@ -156,9 +157,10 @@ class Rounds {
            state_[static_cast<size_t>(nearest_[i].slot)] == State::open;
   }
 
-  void merge(const std::vector<Pair>& pairs) {
+  void merge(std::vector<Pair>& pairs) {
     merged_since_scan_ += pairs.size();
     if (pairs.empty()) return;
+    space_.settle(pairs);
     std::vector<bool> touched(state_.size(), false);
     for (const Pair& pair : pairs) {
       const auto a = static_cast<size_t>(pair.keep), b = static_cast<size_t>(pair.drop);

@@ -8,8 +8,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <tuple>
 
+#include "clustering/exact_scan.h"
 #include "clustering/kernels.h"
 #include "clustering/neighbour_list.h"
 #include "clustering/panels.h"
@@ -90,16 +92,21 @@ class SpanningTree {
       const double best = best_[static_cast<size_t>(group_[i])].cost;
       if (lists_[i].bound < std::min(best, limit_)) rows.push_back(static_cast<int32_t>(i));
     }
+    if (2 * rows.size() <= points_.n) return rows;
+    // All at once costs half as much a row, as a product serves both its points.
+    rows.resize(points_.n);
+    std::iota(rows.begin(), rows.end(), 0);
     return rows;
   }
 
   void scan(const std::vector<int32_t>& rows) {
+    if (rows.empty()) return;
     constexpr size_t kKeep = kListLength + 1;
-    const bool first = edges_.empty() && rows.size() == points_.n;
+    const bool all = rows.size() == points_.n;
     const std::vector<Candidate> found =
-        first ? panels_.scan_all(kKeep, nullptr, pool_, monitor_) : panels_.scan(rows, kKeep, group_.data(), pool_);
-    if (first) monitor_.begin("merge", points_.n - 1);
-    count_scan(rows.size(), first);
+        all ? panels_.scan_all(kKeep, group_.data(), pool_, monitor_) : panels_.scan(rows, kKeep, group_.data(), pool_);
+    if (edges_.empty()) monitor_.begin("merge", points_.n - 1);
+    count_scan(rows.size(), all);
     std::vector<uint8_t> certain(rows.size());
     pool_.run_ranges(rows.size(), 16, [&](size_t begin, size_t end) {
       for (size_t r = begin; r < end; ++r) certain[r] = take(static_cast<size_t>(rows[r]), found.data() + r * kKeep);
@@ -112,11 +119,11 @@ class SpanningTree {
     scan_exactly(rest);
   }
 
-  void count_scan(size_t rows, bool first) {
+  void count_scan(size_t rows, bool all) {
     const auto n = static_cast<double>(points_.n);
-    monitor_.stats.pairs += static_cast<double>(rows) * (first ? (n - 1.0) / 2.0 : n);
+    monitor_.stats.pairs += static_cast<double>(rows) * (all ? (n - 1.0) / 2.0 : n);
     monitor_.stats.scanned += rows;
-    if (!first) monitor_.stats.rescans += rows;
+    if (!edges_.empty()) monitor_.stats.rescans += rows;
   }
 
   // False where float32 cannot rank the candidates (ties, tiny gaps): the row must be computed in float64 then.
@@ -125,28 +132,18 @@ class SpanningTree {
     list.entries.clear();
     list.bound = static_cast<double>(candidates[kListLength].bound);
     for (size_t c = 0; c < kListLength && candidates[c].slot >= 0; ++c) {
-      add(i, static_cast<size_t>(candidates[c].slot), static_cast<double>(candidates[c].bound), false);
+      list.offer({static_cast<double>(candidates[c].bound), candidates[c].slot, 0, 0}, points_.ids[i], points_.ids);
     }
     return cheapest_listed(i).cost <= list.bound;
   }
 
-  void add(size_t i, size_t j, double cost, bool exact) {
-    lists_[i].offer({cost, static_cast<int32_t>(j), 0, exact}, points_.ids[i], points_.ids);
-  }
-
-  // Several rows meet a point while it is in the cache.
   void scan_exactly(const std::vector<int32_t>& rows) {
+    if (rows.empty()) return;
     monitor_.stats.exact_rows += rows.size();
     monitor_.stats.pairs += static_cast<double>(rows.size()) * static_cast<double>(points_.n);
-    pool_.run_ranges(rows.size(), kExactRows, [&](size_t begin, size_t end) {
-      for (size_t r = begin; r < end; ++r) lists_[static_cast<size_t>(rows[r])] = {{}, kInfinity};
-      for (size_t j = 0; j < points_.n; ++j) {
-        for (size_t r = begin; r < end; ++r) {
-          const auto i = static_cast<size_t>(rows[r]);
-          if (group_[j] == group_[i]) continue;
-          add(i, j, squared_distance(points_.row(i), points_.row(j), points_.d), true);
-        }
-      }
+    scan_rows_exactly(rows, points_.n, points_.d, points_.ids, lists_, pool_, [&](size_t i, size_t j) {
+      if (group_[i] == group_[j]) return ListEntry{kInfinity, -1, 0, 1};
+      return ListEntry{squared_distance(points_.row(i), points_.row(j), points_.d), static_cast<int32_t>(j), 0, 1};
     });
   }
 

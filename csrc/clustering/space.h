@@ -21,6 +21,13 @@ class Space {
   // slot = -1 and the cost is a lower bound. A row without any other cluster gets slot = -1, cost = infinity.
   virtual std::vector<Neighbour> nearest(const std::vector<int32_t>& rows, bool scan) = 0;
 
+  // Whether costs of `nearest` are the distances themselves, so that equal costs are ties. If not, they are lower
+  // bounds, and of tied clusters `nearest` chooses by pair_hash.
+  virtual bool exact_costs() const { return true; }
+
+  // Replaces the costs of the pairs by those of the distances themselves.
+  virtual void settle(std::vector<Pair>&) {}
+
   // Merges disjoint pairs, each of two clusters that are nearest to each other; `keep` < `drop`.
   virtual void merge(const std::vector<Pair>& pairs) = 0;
 

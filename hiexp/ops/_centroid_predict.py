@@ -22,7 +22,7 @@ _BLOCK = 1024  # rows whose distances to all centroids are held at a time
 
 
 class Centroids(NamedTuple):
-    """centres (k, d), scale (k,), spread (k,), all float64, of rows divided by ``unit``, so that squares stay finite."""
+    """centres (k, d), scale (k,), spread (k,), all float64, of rows divided by ``unit`` so that squares stay finite."""
 
     centres: np.ndarray
     scale: np.ndarray

@@ -1,15 +1,16 @@
 """Estimator with scikit-learn's interface over :func:`hiexp.linkage`; scikit-learn itself is not needed.
 
 Parameters, attributes and the numbers of the labels follow ``sklearn.cluster.AgglomerativeClustering``, so that
-replacing the import is enough. Beyond it: weighted linkage, ward over cosine and over precomputed distances, ``device``,
-``n_threads``, ``predict`` where clusters are centroids, ``linkage_matrix_``, ``distances_`` without being asked for, and
-``compute_full_tree=False`` with a threshold. Not offered: ``connectivity``, and SciPy's rarer metrics by name (a
-callable can compute them).
+replacing the import is enough. Beyond it: weighted linkage, ward over cosine and over precomputed distances,
+``device``, ``n_threads``, ``predict`` where clusters are centroids, ``linkage_matrix_``, ``distances_`` without being
+asked for, and ``compute_full_tree=False`` with a threshold. Not offered: ``connectivity``, and SciPy's rarer metrics by
+name (a callable can compute them).
 """
 
 from __future__ import annotations
 
 import heapq
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -170,10 +171,9 @@ class AgglomerativeClustering(Estimator):
 def _cached(memory: Any) -> Callable[..., Any]:
     if isinstance(memory, str):
         try:
-            from joblib import Memory
+            memory = importlib.import_module("joblib").Memory(memory, verbose=0)
         except ModuleNotFoundError as error:
             raise ImportError("memory: a folder as cache needs joblib: pip install joblib") from error
-        memory = Memory(memory, verbose=0)
     cached: Callable[..., Any] = memory.cache(linkage)
     return cached
 

@@ -115,7 +115,11 @@ def linkage(
         z, stats = _core.linkage_precomputed(distances, n, native_method, limit, n_threads, progress)
     else:
         native_metric = _core.LinkageMetric.__members__[metric]
-        z, stats = _core.linkage(as_rows("X", X), native_method, native_metric, limit, n_threads, progress)
+        rows = as_rows("X", X)
+        n = len(rows)
+        z, stats = _core.linkage(rows, native_method, native_metric, limit, n_threads, progress)
+    if limit == math.inf and len(z) < n - 1:
+        raise ValueError("X: expected distances that fit float64, got some that overflow; divide X by a constant")
     return (like(X, z), stats) if return_stats else like(X, z)
 
 

@@ -1,7 +1,7 @@
 """Agglomerative clustering straight from the definitions: the slow, obvious oracle of ``hiexp.linkage``.
 
-Nothing is updated from earlier results: after every merge the distances of the new cluster are computed from its members
-and the input, in extended precision where the platform has it. O(n^3) time; for n up to a few hundred.
+Nothing is updated from earlier results: after every merge the distances of the new cluster are computed from its
+members and the input, in extended precision where the platform has it. O(n^3) time; for n up to a few hundred.
 """
 
 from __future__ import annotations
@@ -142,6 +142,14 @@ def greedy_excess(X: np.ndarray, Z: np.ndarray, method: str, metric: str) -> tup
         error[step] = Z[step, 2] - clusters.distances[a, b]
         clusters.merge(a, b)
     return excess, error
+
+
+def next_height(X: np.ndarray, Z: np.ndarray, method: str, metric: str) -> float:
+    """The smallest distance that is left after the merges of ``Z`` (m, 4); infinity if one cluster is."""
+    clusters = Clusters(X, method, metric)
+    for a, b in _slots(Z, len(X)):
+        clusters.merge(a, b)
+    return float(clusters.distances.min())
 
 
 def _slots(Z: np.ndarray, n: int) -> Iterator[tuple[int, int]]:

@@ -288,7 +288,7 @@ def test_bad_rows_are_named():
         with pytest.raises(ValueError, match=f"centroids .*{model.linkage!r}"):
             model.fit(X).predict(X)
     model = AgglomerativeClustering(metric="cosine").fit(X)
-    with pytest.raises(ValueError, match="4 features.* expecting 5 features"):
+    with pytest.raises(ValueError, match=r"4 features.* expecting 5 features"):
         model.predict(X[:, :4])
     with pytest.raises(ValueError, match=r"NaN or infinity \(nan in row 3, column 1\)"):
         model.predict(np.where(np.arange(X.size).reshape(X.shape) == 16, np.nan, X))

@@ -251,3 +251,47 @@ def test_interrupt_stops_the_run(method, n):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True)
     assert done.stdout.split() == ["stopped", "1", "scan"], done.stderr
     assert signal.getsignal(signal.SIGINT) is not None
+
+
+# Bad cases must stay a small number of passes over all pairs: counters, so that no test depends on the machine.
+BAD = {
+    "star": lambda: star(None, 400, None),
+    "equidistant": lambda: np.eye(400),
+    "geometric": lambda: np.column_stack([np.ones(800), 1.3 ** np.arange(800)]),
+    "growing gaps": lambda: np.cumsum(1 + np.arange(2000) / 2000)[:, None] + [[0.0, 1e3]],
+    "integer line": lambda: np.column_stack([np.ones(2000), np.arange(2000.0)]),
+    "dense plane": lambda: normal(np.random.default_rng(0), 4000, 2),
+    "dense, d = 8": lambda: normal(np.random.default_rng(0), 4000, 8),
+}
+
+
+@pytest.mark.parametrize(("method", "metric"), [*CENTROID_CASES, ("single", "euclidean")])
+@pytest.mark.parametrize("name", BAD)
+def test_bad_cases_take_few_passes(name, method, metric):
+    X = BAD[name]()
+    Z, stats = hiexp.linkage(X, method, metric, return_stats=True)
+    assert len(Z) == len(X) - 1
+    # One pass in float32, at most one or two of single rows in float32 and in float64. A cubic case has n / 3.
+    assert stats["passes"] <= 8.0
+    assert stats["exact_rows"] <= 2 * len(X)
+
+
+def test_clustered_vectors_take_little_more_than_one_pass():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(150, 96))[rng.integers(0, 150, 3000)] + rng.normal(size=(3000, 96))
+    for method, metric, most in (("ward", "euclidean", 1.3), ("average", "cosine", 1.1), ("single", "euclidean", 2.5)):
+        _, stats = hiexp.linkage(X, method, metric, return_stats=True)
+        assert stats["passes"] <= most
+        assert stats["exact_rows"] == 0
+        # Most rescans wait above the threshold.
+        half = float(np.median(hiexp.linkage(X, method, metric)[:, 2]))
+        _, partial = hiexp.linkage(X, method, metric, threshold=half, return_stats=True)
+        assert partial["rescans"] <= stats["rescans"] / 2
+
+
+def test_ties_at_rounding_level_keep_the_tree_greedy():
+    # Distances that differ in the last digits: between "equal" and "different" for a bound.
+    rng = np.random.default_rng(0)
+    X = np.eye(40) * (1 + 1e-14 * rng.normal(size=(40, 1)))
+    for method, metric in CENTROID_CASES:
+        assert_greedy(X, hiexp.linkage(X, method, metric), method, metric)

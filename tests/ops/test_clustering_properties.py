@@ -1,7 +1,7 @@
 """The exactness of hiexp.linkage as properties over thousands of random and adversarial inputs.
 
-The oracle (reference_clustering) recomputes every distance from the definitions in extended precision, so it accepts any
-order of ties and nothing else. Rounding that is allowed, with s the largest height of the tree:
+The oracle (reference_clustering) recomputes every distance from the definitions in extended precision, so it accepts
+any order of ties and nothing else. Rounding that is allowed, with s the largest height of the full tree:
 
     single, complete          1e-13 of the height: every height is one distance of two input rows
     average, weighted over    1e-13 of the height: means of positive distances
@@ -42,21 +42,25 @@ def from_centroids(method, metric):
     return method == "ward" or (method in ("average", "weighted") and metric in ("cosine", "sqeuclidean"))
 
 
-def assert_exact(X, Z, method, metric, rtol=RTOL):
-    """Every merge joins a closest pair, at its distance, in ascending order."""
-    excess, error = reference.greedy_excess(X, Z, method, metric)
-    heights = Z[:, 2].astype(np.longdouble)
-    scale = heights.max(initial=0.0) if from_centroids(method, metric) else heights
-    allowed = rtol * scale + 4 * TINIEST
+def allowed_rounding(method, metric, heights, largest, rtol=RTOL):
+    """Of each height, as the table above says; ``largest``: s."""
+    heights = np.asarray(heights, np.longdouble)
+    allowed = rtol * (largest if from_centroids(method, metric) else heights) + 4 * TINIEST
     if metric in ("euclidean", "sqeuclidean"):
-        allowed = allowed + (1e-150 if metric == "euclidean" else 1e-320) * 64 * heights.max(initial=0.0)
+        allowed = allowed + (1e-150 if metric == "euclidean" else 1e-320) * 64 * largest
     if metric == "cosine":
+        unit = 8 * UNIT_ROUNDING
         # Under ward the height is the distance of unit rows itself, elsewhere half its square.
-        unit = UNIT_ROUNDING * np.ones_like(heights)
-        allowed = allowed + (8 * unit if method == "ward" else 8 * unit * np.sqrt(heights) + 8 * unit**2)
-        if from_centroids(method, metric):
-            allowed = allowed + 8 * unit
-    assert (excess <= allowed).all(), f"{method} {metric}: a closer pair by {(excess / (heights + TINIEST)).max():.3g}"
+        allowed = allowed + (unit if from_centroids(method, metric) else unit * np.sqrt(heights) + unit**2)
+    return allowed
+
+
+def assert_exact(X, Z, method, metric, rtol=RTOL, largest=None):
+    """Every merge joins a closest pair, at its distance, in ascending order. ``largest``: s, if Z is not full."""
+    excess, error = reference.greedy_excess(X, Z, method, metric)
+    largest = Z[:, 2].max(initial=0.0) if largest is None else largest
+    allowed = allowed_rounding(method, metric, Z[:, 2], largest, rtol)
+    assert (excess <= allowed).all(), f"{method} {metric}: a closer pair by {excess.max():.3g}"
     assert (np.abs(error) <= allowed).all(), f"{method} {metric}: height off by {np.abs(error).max():.3g}"
     assert (np.diff(Z[:, 2]) >= 0.0).all()
 
@@ -163,3 +167,158 @@ def test_any_small_matrix(method, metric, X):
     if metric == "cosine":
         X[~X.any(axis=1), 0] = 1.0
     assert_exact(X, hiexp.linkage(X, method, metric), method, metric)
+
+
+@every_case
+@pytest.mark.parametrize("kind", [normal, grid, offset, blobs, far_and_near, heavy_tails])
+def test_a_few_larger_inputs(method, metric, kind):
+    X = kind(np.random.default_rng(1), 150, 6)
+    assert_exact(X, hiexp.linkage(X, method, metric), method, metric)
+
+
+@every_case
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (2, 1), (3, 1), (40, 1), (1, 4096), (2, 4096), (9, 4096)])
+def test_extreme_shapes(method, metric, n, d):
+    X = np.random.default_rng(n + d).normal(size=(n, d))
+    Z = hiexp.linkage(X, method, metric)
+    assert Z.shape == (n - 1, 4)
+    assert_exact(X, Z, method, metric)
+
+
+@every_case
+@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@given(X=kinds(30))
+def test_float32_rows(method, metric, X):
+    X = X.astype(np.float32)
+    Z = hiexp.linkage(X, method, metric)
+    assert_exact(X, Z, method, metric, rtol=1e-6)
+    if from_centroids(method, metric) or method == "single":  # here float32 rows are float64 rows from the start
+        np.testing.assert_array_equal(Z, hiexp.linkage(X.astype(np.float64), method, metric))
+
+
+@every_case
+@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@given(X=kinds(30), exponent=st.integers(-440, 440))
+def test_powers_of_two_change_only_the_scale(method, metric, X, exponent):
+    # From 1e-265 to 1e265, or the root of that: its square is the distance.
+    exponent = exponent if metric == "sqeuclidean" else 2 * exponent
+    power = {"sqeuclidean": 2 * exponent, "cosine": 0}.get(metric, 0 if metric == "cosine" else exponent)
+    expected = hiexp.linkage(X, method, metric)
+    with np.errstate(under="ignore"):
+        expected[:, 2] = np.ldexp(expected[:, 2], power)
+        scaled = np.ldexp(X, exponent)
+    if (np.ldexp(scaled, -exponent) == X).all() and (expected[:, 2] > 1e-290).all():  # nothing fell out of the range
+        np.testing.assert_array_equal(hiexp.linkage(scaled, method, metric), expected)
+
+
+@every_case
+@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@given(integers=extra.arrays(np.int64, st.tuples(st.integers(2, 12), st.integers(1, 3)), elements=st.integers(0, 9000)))
+def test_denormals(method, metric, integers):
+    X = integers * TINIEST
+    if metric == "cosine":
+        X[~X.any(axis=1), 0] = TINIEST
+    assert_exact(X, hiexp.linkage(X, method, metric), method, metric)
+
+
+@every_case
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@given(X=kinds(40), quantile=st.floats(0, 1), nudge=st.sampled_from((0.0, 1e-9, -1e-9)))
+def test_threshold_gives_a_valid_partial_tree(method, metric, X, quantile, nudge):
+    full = hiexp.linkage(X, method, metric)[:, 2]
+    threshold = float(np.quantile(full, quantile)) * (1 + nudge) if len(full) else 1.0
+    partial = hiexp.linkage(X, method, metric, threshold=threshold)
+    assert (partial[:, 2] < threshold).all()
+    assert_exact(X, partial, method, metric, largest=full.max(initial=0.0))
+    # Nothing is left below the threshold.
+    margin = allowed_rounding(method, metric, threshold, full.max(initial=0.0))
+    assert reference.next_height(X, partial, method, metric) >= threshold - margin
+
+
+@every_case
+@settings(max_examples=10, deadline=None, derandomize=True, database=None)
+@given(n=st.integers(2, 90), d=st.integers(2, 9), quantile=st.floats(0, 1), seed=st.integers(0, 2**32 - 1))
+def test_without_ties_the_partial_tree_is_a_prefix(method, metric, n, d, quantile, seed):
+    X = normal(np.random.default_rng(seed), n, d)
+    full = hiexp.linkage(X, method, metric)
+    threshold = float(np.quantile(full[:, 2], quantile))
+    expected = full[full[:, 2] < threshold]
+    partial = hiexp.linkage(X, method, metric, threshold=threshold)
+    if method in ("average", "weighted") and not from_centroids(method, metric):
+        # Updates of distances round by the order of merges, which a threshold may change.
+        np.testing.assert_allclose(partial, expected[: len(partial)], rtol=RTOL)
+        assert len(expected) - len(partial) in (-1, 0, 1)
+    else:
+        np.testing.assert_array_equal(partial, expected)
+
+
+@every_case
+@settings(max_examples=8, deadline=None, derandomize=True, database=None)
+@given(X=kinds(60), threads=st.integers(2, 5), copies=st.sampled_from((1, 6)))
+def test_threads_change_nothing(method, metric, X, threads, copies):
+    rng = np.random.default_rng(0)
+    X = np.vstack([X] + [X * rng.uniform(0.5, 2.0, X.shape) for _ in range(copies - 1)])
+    one = hiexp.linkage(X, method, metric, n_threads=1)
+    np.testing.assert_array_equal(hiexp.linkage(X, method, metric, n_threads=threads), one)
+
+
+@every_case
+@settings(max_examples=8, deadline=None, derandomize=True, database=None)
+@given(n=st.integers(2, 120), d=st.integers(2, 9), seed=st.integers(0, 2**32 - 1))
+def test_order_of_rows_changes_only_names(method, metric, n, d, seed):
+    rng = np.random.default_rng(seed)
+    X = normal(rng, n, d)
+    heights = hiexp.linkage(X, method, metric)[:, 2]
+    np.testing.assert_allclose(hiexp.linkage(X[rng.permutation(n)], method, metric)[:, 2], heights, rtol=1e-12)
+
+
+# Precomputed distances: any symmetric matrix will do, triangle inequality or not.
+few_distances = st.sampled_from((0.0, 1.0, 2.0, 3.0))
+any_distances = st.floats(0.0, 1e300).filter(lambda x: x == 0.0 or x > 1e-290)
+condensed = st.integers(2, 24).flatmap(
+    lambda n: st.one_of(
+        extra.arrays(np.float64, n * (n - 1) // 2, elements=elements, fill=st.nothing() if n < 9 else None)
+        for elements in (few_distances, any_distances)
+    )
+)
+
+
+def square_of(y):
+    n = round((1 + np.sqrt(1 + 8 * len(y))) / 2)
+    square = np.zeros((n, n), y.dtype)
+    square[np.triu_indices(n, 1)] = y
+    return square + square.T
+
+
+@pytest.mark.parametrize("method", METHODS[1:])
+@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@given(y=condensed)
+def test_precomputed_distances(method, y):
+    Z = hiexp.linkage(y, method, "precomputed")
+    assert_exact(square_of(y), Z, method, "precomputed")
+    np.testing.assert_array_equal(hiexp.linkage(square_of(y), method, "precomputed"), Z)
+    np.testing.assert_array_equal(hiexp.linkage(y, method, "precomputed", n_threads=3), Z)
+    threshold = float(np.median(Z[:, 2]))
+    partial = hiexp.linkage(y, method, "precomputed", threshold=threshold)
+    assert (partial[:, 2] < threshold).all()
+    assert_exact(square_of(y), partial, method, "precomputed")
+
+
+@pytest.mark.parametrize("method", METHODS[1:])
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@given(y=condensed)
+def test_precomputed_float32(method, y):
+    y = np.minimum(y, 1e30).astype(np.float32)
+    assert_exact(square_of(y), hiexp.linkage(y, method, "precomputed"), method, "precomputed", rtol=1e-6)
+
+
+@every_case
+@settings(max_examples=10, deadline=None, derandomize=True, database=None)
+@given(n=st.integers(2, 60), d=st.integers(2, 9), seed=st.integers(0, 2**32 - 1))
+def test_precomputed_equals_rows(method, metric, n, d, seed):
+    X = normal(np.random.default_rng(seed), n, d)
+    unit = X / np.linalg.norm(X, axis=1, keepdims=True) if metric == "cosine" else X
+    y = reference.pair_distances(unit, "euclidean" if method == "ward" else metric).astype(np.float64)
+    Z = hiexp.linkage(X, method, metric)
+    np.testing.assert_allclose(hiexp.linkage(y, method, "precomputed"), Z, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(reference.linkage(y, method, "precomputed"), Z, rtol=1e-9, atol=1e-12)

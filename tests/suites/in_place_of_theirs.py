@@ -1,8 +1,8 @@
 """pytest plugin: scikit-learn's and SciPy's own clustering tests meet hiexp where they expect their package's code.
 
 Loaded with ``-p in_place_of_theirs`` into a pytest of its own (see test_independent_suites.py), because it replaces
-names in both packages. What hiexp does not offer by design, a connectivity graph and the centroid and median methods, is
-handed to the original, so that tests which mix both kinds still run; how often each test reached hiexp goes into the
+names in both packages. What hiexp does not offer by design, a connectivity graph and the centroid and median methods,
+is handed to the original, so that tests which mix both kinds still run; how often each test reached hiexp goes into the
 report, and a test that never did proves nothing.
 """
 
