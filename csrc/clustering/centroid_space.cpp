@@ -27,7 +27,7 @@ CentroidSpace::CentroidSpace(Points points, Method method, Metric metric, Thread
       forward_(points.n),
       versions_(points.n, 0),
       lists_(points.n),
-      panels_(points.n, points.d, method == Method::ward, mean_row(points)) {
+      panels_(points.n, points.d, method == Method::ward, mean_row(points, pool)) {
   centroids_ = std::move(points.rows);
   for (size_t i = 0; i < slots(); ++i) {
     forward_[i] = static_cast<int32_t>(i);

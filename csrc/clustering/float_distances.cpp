@@ -33,7 +33,7 @@ FloatDistances::FloatDistances(const Points& points, ThreadPool& pool) : points_
   const size_t d = points_.d, padded = (points_.n + kPanelColumns - 1) / kPanelColumns * kPanelColumns;
   panels_ = align(storage_, padded * d);
   q_.assign(padded, 0.0f);
-  const std::vector<double> centre = mean_row(points_);
+  const std::vector<double> centre = mean_row(points_, pool);
   pool.run_ranges(points_.n, kPanelColumns, [&](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) {
       float* target = panels_ + begin * d + (i - begin);

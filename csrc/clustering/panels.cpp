@@ -260,19 +260,8 @@ void Panels::scan_upper_block(const Range& range, const int32_t* group, Lane& la
   for (size_t panel = range.panel_begin; panel < range.panel_end; ++panel) {
     for (size_t row = range.row_begin; row < range.row_end; row += kTileRows) {
       const size_t n_rows = std::min(kTileRows, range.row_end - row);
-      prefetch_part(panel + 1, (row - range.row_begin) / kTileRows, rows.size() / kTileRows);
       scan_upper_tile(packed.data() + (row - range.row_begin) * d_, panel, row, n_rows, group, lane);
     }
-  }
-}
-
-// Fetches a part of a panel into L2 while the one before it is multiplied.
-void Panels::prefetch_part(size_t panel, size_t part, size_t parts) const {
-  const size_t floats = d_ * kPanelColumns;
-  if (part >= parts || (panel + 1) * kPanelColumns > q_.size()) return;
-  const float* values = values_.get() + panel * floats;
-  for (size_t k = part * floats / parts / 16 * 16; k < (part + 1) * floats / parts; k += 16) {
-    __builtin_prefetch(values + k, 0, 2);
   }
 }
 

@@ -57,7 +57,6 @@ class Panels {
   bool plain() const { return !weighted_ || !sizes_differ_; }
   float key(float t, float size_row, float size_column) const;
   size_t panels_per_task() const;
-  void prefetch_part(size_t panel, size_t part, size_t parts) const;
   std::vector<float> pack(const int32_t* rows, size_t n_rows) const;
   size_t rows_per_block() const;
   float* column(size_t slot) const;

@@ -78,20 +78,41 @@ void collapse_duplicates(Points& points, ThreadPool& pool) {
   points.rows.resize(kept * points.d);
 }
 
-// Smallest and largest value of each coordinate.
-Placement placement_of(const Points& points) {
-  std::vector<double> low(points.row(0), points.row(0) + points.d), high = low;
-  for (size_t i = 1; i < points.n; ++i) {
-    for (size_t k = 0; k < points.d; ++k) {
-      low[k] = std::min(low[k], points.row(i)[k]);
-      high[k] = std::max(high[k], points.row(i)[k]);
+// Folds fixed blocks of rows by fold(block's accumulator, row), so that results do not depend on the threads.
+template <typename Accumulator, typename Fold>
+std::vector<Accumulator> fold_blocks(size_t n, const Accumulator& start, ThreadPool& pool, const Fold& fold) {
+  constexpr size_t kRows = 512;
+  std::vector<Accumulator> blocks((n + kRows - 1) / kRows, start);
+  pool.run_ranges(n, kRows, [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) fold(blocks[begin / kRows], i);
+  });
+  return blocks;
+}
+
+struct Extent {
+  std::vector<double> low, high;
+
+  void include(const double* other_low, const double* other_high) {
+    for (size_t k = 0; k < low.size(); ++k) {
+      low[k] = std::min(low[k], other_low[k]);
+      high[k] = std::max(high[k], other_high[k]);
     }
   }
-  return place(low, high);
+};
+
+// Smallest and largest value of each coordinate.
+Placement placement_of(const Points& points, ThreadPool& pool) {
+  const std::vector<double> first(points.row(0), points.row(0) + points.d);
+  Extent all{first, first};
+  const auto fold = [&](Extent& extent, size_t i) { extent.include(points.row(i), points.row(i)); };
+  for (const Extent& extent : fold_blocks(points.n, all, pool, fold)) {
+    all.include(extent.low.data(), extent.high.data());
+  }
+  return place(all.low, all.high);
 }
 
 void shift_and_scale(Points& points, ThreadPool& pool) {
-  const Placement to = placement_of(points);
+  const Placement to = placement_of(points, pool);
   points.exponent = to.exponent;
   pool.run_ranges(points.n, 256, [&](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) {
@@ -153,10 +174,13 @@ Points prepare_points(const Scalar* data, size_t n, size_t d, Metric metric, Thr
   return points;
 }
 
-std::vector<double> mean_row(const Points& points) {
+std::vector<double> mean_row(const Points& points, ThreadPool& pool) {
   std::vector<double> mean(points.d, 0.0);
-  for (size_t i = 0; i < points.n; ++i) {
-    for (size_t k = 0; k < points.d; ++k) mean[k] += points.row(i)[k] / static_cast<double>(points.n);
+  const auto fold = [&](std::vector<double>& sum, size_t i) {
+    for (size_t k = 0; k < points.d; ++k) sum[k] += points.row(i)[k];
+  };
+  for (const std::vector<double>& sum : fold_blocks(points.n, mean, pool, fold)) {
+    for (size_t k = 0; k < points.d; ++k) mean[k] += sum[k] / static_cast<double>(points.n);
   }
   return mean;
 }

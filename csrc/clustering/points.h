@@ -45,6 +45,6 @@ template <typename Scalar>
 Points prepare_points(const Scalar* data, size_t n, size_t d, Metric metric, ThreadPool& pool);
 
 // Mean of the distinct rows (d,).
-std::vector<double> mean_row(const Points& points);
+std::vector<double> mean_row(const Points& points, ThreadPool& pool);
 
 }  // namespace hiexp::clustering

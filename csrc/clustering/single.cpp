@@ -38,7 +38,7 @@ class SpanningTree {
         limit_(limit),
         pool_(pool),
         monitor_(monitor),
-        panels_(points.n, points.d, false, mean_row(points)),
+        panels_(points.n, points.d, false, mean_row(points, pool)),
         lists_(points.n),
         components_(points.n),
         group_(points.n),

@@ -322,3 +322,23 @@ def test_precomputed_equals_rows(method, metric, n, d, seed):
     Z = hiexp.linkage(X, method, metric)
     np.testing.assert_allclose(hiexp.linkage(y, method, "precomputed"), Z, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(reference.linkage(y, method, "precomputed"), Z, rtol=1e-9, atol=1e-12)
+
+
+def test_the_oracle_sees_wrong_trees():
+    X = normal(np.random.default_rng(0), 30, 4)
+    Z = hiexp.linkage(X, "average")
+    for method in ("weighted", "complete", "single", "ward"):
+        with pytest.raises(AssertionError):
+            assert_exact(X, Z, method, "euclidean")
+    higher = Z.copy()
+    higher[-1, 2] *= 1 + 1e-12
+    with pytest.raises(AssertionError, match="height off"):
+        assert_exact(X, higher, "average", "euclidean")
+    # The second closest pair of points first: a valid tree shape, at the right heights, in the wrong order.
+    y = np.array([1.0, 5.0, 5.0, 5.0, 5.0, 2.0])
+    wrong = np.array([[2.0, 3.0, 2.0, 2.0], [0.0, 1.0, 1.0, 2.0], [4.0, 5.0, 5.0, 4.0]])
+    with pytest.raises(AssertionError, match="closer pair"):
+        assert_exact(square_of(y), wrong, "single", "precomputed")
+    with pytest.raises(ValueError, match="row 0"):
+        reference.greedy_excess(X, Z[:, [1, 0, 2, 3]], "average", "euclidean")
+    assert reference.next_height(square_of(y), wrong[:1], "single", "precomputed") == 1.0
