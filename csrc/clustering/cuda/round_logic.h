@@ -13,7 +13,7 @@ namespace hiexp::clustering::device {
 // The edge of a threshold is decided on heights at the end; here a cluster must be safely above it.
 constexpr double kRetireMargin = 1.0 + 1e-9;
 
-HIEXP_HD inline Rank rank_of(const Clusters&, int32_t row, const Entry& entry) {
+HIEXP_HD inline Rank rank_of(int32_t row, const Entry& entry) {
   return {entry.cost, pair_hash(row, entry.slot), entry.slot};
 }
 
@@ -22,7 +22,7 @@ HIEXP_HD inline Rank rank_of(const Clusters&, int32_t row, const Entry& entry) {
 HIEXP_HD inline void settle(const Clusters& c, int32_t row) {
   Rank best{HUGE_VAL, 0, -1};
   for (int x = 0; x < c.counts[row]; ++x) {
-    const Rank rank = rank_of(c, row, c.list(row)[x]);
+    const Rank rank = rank_of(row, c.list(row)[x]);
     if (best.slot < 0 || rank < best) best = rank;
   }
   const bool certain = best.cost <= c.list_bounds[row] * kTie;
@@ -244,7 +244,7 @@ struct FinishMerge {
       const Entry entry = joint_entry(c, pair, x);
       if (entry.slot < 0) continue;
       int place = count++;
-      for (; place > 0 && rank_of(c, row, entry) < rank_of(c, row, joint_entry(c, pair, place - 1)); --place) {
+      for (; place > 0 && rank_of(row, entry) < rank_of(row, joint_entry(c, pair, place - 1)); --place) {
         joint_entry(c, pair, place) = joint_entry(c, pair, place - 1);
       }
       joint_entry(c, pair, place) = entry;
