@@ -38,9 +38,7 @@ CentroidSpace::CentroidSpace(Points points, Method method, Metric metric, Thread
   });
 }
 
-double CentroidSpace::height(double cost) const {
-  return centroid_height(method_, metric_, exponent_, cost);
-}
+double CentroidSpace::height(double cost) const { return centroid_height(method_, metric_, exponent_, cost); }
 
 double CentroidSpace::cost(size_t i, size_t j) const {
   const double squares = squared_distance(centroid(i), centroid(j), d_);
