@@ -3,6 +3,8 @@
 
 #include "advantage/binding_cpu.h"
 #include "clustering/binding_cpu.h"
+#include "clustering/cuda/host_emulation.h"
+#include "clustering/cuda/tile_emulation.h"
 #include "clustering/matrix_linkage.h"
 #include "scoring/binding.h"
 
@@ -43,12 +45,19 @@ PYBIND11_MODULE(_core, m) {
         "n_threads"_a, "progress"_a);
   m.def("linkage", &clustering::linkage<double>, "rows"_a.noconvert(), "method"_a, "metric"_a, "threshold"_a,
         "n_threads"_a, "progress"_a);
+  m.def("linkage_device_logic", &clustering::linkage_device_logic<float>, "rows"_a.noconvert(), "method"_a, "metric"_a,
+        "threshold"_a, "progress"_a);
+  m.def("linkage_device_logic", &clustering::linkage_device_logic<double>, "rows"_a.noconvert(), "method"_a, "metric"_a,
+        "threshold"_a, "progress"_a);
+  m.def("linkage_device_logic", &clustering::linkage_device_logic<uint16_t>, "rows"_a.noconvert(), "method"_a,
+        "metric"_a, "threshold"_a, "progress"_a);
   m.def("linkage_precomputed", &clustering::linkage_precomputed<float>, "condensed"_a.noconvert(), "n"_a, "method"_a,
         "threshold"_a, "n_threads"_a, "progress"_a);
   m.def("linkage_precomputed", &clustering::linkage_precomputed<double>, "condensed"_a.noconvert(), "n"_a, "method"_a,
         "threshold"_a, "n_threads"_a, "progress"_a);
   m.def("condensed_offset", &clustering::condensed_offset, "i"_a, "j"_a, "n"_a);
   m.def("triangle_offset", &clustering::triangle_offset, "i"_a);
+  m.def("emulated_tile", &clustering::emulated_tile, "a"_a, "b"_a);
   m.def("cut_labels", &clustering::cut, "z"_a.noconvert(), "n_merges"_a, "n"_a);
 
   namespace scoring = hiexp::scoring;

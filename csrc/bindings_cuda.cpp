@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "advantage/binding_cuda.h"
+#include "clustering/cuda/binding_cuda.h"
 #include "cuda_device.h"
 
 namespace py = pybind11;
@@ -28,4 +29,21 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("group_advantage_f64", &advantage::bind_group_advantage_cuda<double>, "rewards"_a, "labels"_a, "label_type"_a,
         "rows"_a, "tokens"_a, "options"_a, "advantages"_a, "degenerate"_a, "mean"_a, "std"_a, "count"_a,
         "token_advantages"_a, "notes"_a, "workspace"_a, "device"_a, "stream"_a);
+
+  namespace clustering = hiexp::clustering;
+  py::enum_<clustering::Method>(m, "LinkageMethod", py::module_local())
+      .value("ward", clustering::Method::ward)
+      .value("average", clustering::Method::average)
+      .value("weighted", clustering::Method::weighted);
+  py::enum_<clustering::Metric>(m, "LinkageMetric", py::module_local())
+      .value("euclidean", clustering::Metric::euclidean)
+      .value("sqeuclidean", clustering::Metric::sqeuclidean)
+      .value("cosine", clustering::Metric::cosine);
+  py::enum_<clustering::Element>(m, "LinkageElement", py::module_local())
+      .value("float16", clustering::Element::float16)
+      .value("float32", clustering::Element::float32)
+      .value("float64", clustering::Element::float64);
+  m.def("linkage_memory", &clustering::bind_linkage_memory, "n"_a, "d"_a, "device"_a);
+  m.def("linkage", &clustering::bind_linkage_cuda, "data"_a, "element"_a, "n"_a, "d"_a, "method"_a, "metric"_a,
+        "threshold"_a, "workspace"_a, "device"_a, "stream"_a, "progress"_a);
 }

@@ -75,7 +75,9 @@ if wanted sanitizer; then
   for tool in memcheck racecheck initcheck synccheck; do
     sanitize "$tool" "$root/tests/ops/test_group_advantage_cuda.py" -k "$small"
   done
-  # Clustering: one line a tool and test file.
+  for tool in memcheck racecheck initcheck synccheck; do
+    sanitize "$tool" "$root/tests/ops/test_clustering_cuda.py" -k "not at_size and not too_little_memory and not 700"
+  done
 fi
 
 # Usage: benchmark OPERATION; benchmarks/bench_OPERATION.py -> results/gpu_OPERATION.md, kept even where a case failed.

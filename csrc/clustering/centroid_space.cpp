@@ -38,10 +38,7 @@ CentroidSpace::CentroidSpace(Points points, Method method, Metric metric, Thread
   });
 }
 
-double CentroidSpace::height(double cost) const {
-  if (method_ == Method::ward) return std::ldexp(std::sqrt(cost), exponent_);
-  return std::ldexp(metric_ == Metric::cosine ? cost / 2.0 : cost, 2 * exponent_);
-}
+double CentroidSpace::height(double cost) const { return centroid_height(method_, metric_, exponent_, cost); }
 
 double CentroidSpace::cost(size_t i, size_t j) const {
   const double squares = squared_distance(centroid(i), centroid(j), d_);

@@ -15,6 +15,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "clustering/host_device.h"
+
 namespace hiexp::clustering {
 
 enum class Method { ward, average, weighted, complete, single };
@@ -48,17 +50,25 @@ struct Merge {
   double height;
 };
 
-inline double ward_weight(double a, double b) { return 2.0 * a * b / (a + b); }
+// Height in the dendrogram of a merge at `cost` in a centroid method, distances being scaled by 2^-exponent.
+inline double centroid_height(Method method, Metric metric, int exponent, double cost) {
+  if (method == Method::ward) return std::ldexp(std::sqrt(cost), exponent);
+  return std::ldexp(metric == Metric::cosine ? cost / 2.0 : cost, 2 * exponent);
+}
+
+HIEXP_HD inline double ward_weight(double a, double b) { return 2.0 * a * b / (a + b); }
 
 // Lance-Williams update of the matrix methods: distance of the union of clusters with a and b members to a third one.
-inline double merged_distance(Method method, double a, double b, double to_a, double to_b) {
+HIEXP_HD inline double merged_distance(Method method, double a, double b, double to_a, double to_b) {
   if (method == Method::complete) return std::max(to_a, to_b);
   if (method == Method::single) return std::min(to_a, to_b);
   return method == Method::weighted ? (to_a + to_b) / 2.0 : (a * to_a + b * to_b) / (a + b);
 }
 
 // Share of B in the mean of the union of A and B.
-inline double mean_share(Method method, double a, double b) { return method == Method::weighted ? 0.5 : b / (a + b); }
+HIEXP_HD inline double mean_share(Method method, double a, double b) {
+  return method == Method::weighted ? 0.5 : b / (a + b);
+}
 
 // Every merge takes bounds through arithmetic; the first factor covers its rounding. Costs within the second factor
 // count as equal: centroids and sums of squares are rounded by as much. Without it the bounds would not survive a merge
@@ -69,8 +79,8 @@ constexpr double kTie = 1.0 + 5e-14;
 // Lower bound on the cost between the union of A and B and a cluster of n_low to n_high members that costs at least
 // bound_a from A and bound_b from B. Ward's update depends on the third cluster's size through a Moebius function,
 // monotone in it, so the ends bound it. Reducibility gives a second bound.
-inline double merged_bound(Method method, double a, double b, double bound_a, double bound_b, double cost_ab,
-                           double n_low, double n_high) {
+HIEXP_HD inline double merged_bound(Method method, double a, double b, double bound_a, double bound_b, double cost_ab,
+                                    double n_low, double n_high) {
   const double smaller = std::min(bound_a, bound_b);
   if (smaller == kInfinity) return kInfinity;
   double update = merged_distance(method, a, b, bound_a, bound_b);
@@ -85,7 +95,7 @@ inline double merged_bound(Method method, double a, double b, double bound_a, do
 
 // Order of equally distant pairs: symmetric, and scattered so that equal distances everywhere do not all point to one
 // cluster (a lowest-index rule needs n - 1 rounds on them). The constants are those of splitmix64.
-inline uint64_t pair_hash(int32_t i, int32_t j) {
+HIEXP_HD inline uint64_t pair_hash(int32_t i, int32_t j) {
   uint64_t x = (static_cast<uint64_t>(std::min(i, j)) << 32) | static_cast<uint32_t>(std::max(i, j));
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;

@@ -23,10 +23,7 @@ namespace {
 void normalise(double* row, size_t d, size_t index) {
   double largest = 0.0;
   for (size_t k = 0; k < d; ++k) largest = std::max(largest, std::abs(row[k]));
-  if (largest == 0.0) {
-    throw std::invalid_argument("X: expected nonzero rows with metric='cosine', got all zeros in row " +
-                                std::to_string(index));
-  }
+  if (largest == 0.0) refuse_zero_row(index);
   double squares = 0.0;  // of the row over its largest entry: no overflow, no underflow
   for (size_t k = 0; k < d; ++k) squares += (row[k] / largest) * (row[k] / largest);
   const double root = std::sqrt(squares);
@@ -37,10 +34,7 @@ template <typename Scalar>
 void load_row(const Scalar* source, size_t d, Metric metric, size_t index, double* row) {
   for (size_t k = 0; k < d; ++k) {
     row[k] = static_cast<double>(source[k]) + 0.0;  // -0.0 + 0.0 = 0.0, so that equal rows have equal bytes
-    if (!std::isfinite(row[k])) {
-      throw std::invalid_argument("X: expected finite values, got " + std::to_string(row[k]) + " in row " +
-                                  std::to_string(index) + ", column " + std::to_string(k));
-    }
+    if (!std::isfinite(row[k])) refuse_non_finite(row[k], index, k);
   }
   if (metric == Metric::cosine) normalise(row, d, index);
 }
@@ -106,43 +100,64 @@ struct Extent {
   }
 };
 
-// Middle of the values of each coordinate where subtracting it is exact, else 0.
-std::vector<double> exact_shift(const Points& points, ThreadPool& pool) {
+// Smallest and largest value of each coordinate.
+Placement placement_of(const Points& points, ThreadPool& pool) {
   const std::vector<double> first(points.row(0), points.row(0) + points.d);
   Extent all{first, first};
   const auto fold = [&](Extent& extent, size_t i) { extent.include(points.row(i), points.row(i)); };
   for (const Extent& extent : fold_blocks(points.n, all, pool, fold)) {
     all.include(extent.low.data(), extent.high.data());
   }
-  std::vector<double> shift(points.d);
-  for (size_t k = 0; k < points.d; ++k) {
-    const double low = all.low[k], high = all.high[k];
-    const double small = std::min(std::abs(low), std::abs(high)), large = std::max(std::abs(low), std::abs(high));
-    const bool exact = (low > 0.0 || high < 0.0) && large / 2 <= small;
-    shift[k] = exact ? low / 2 + high / 2 : 0.0;
-  }
-  return shift;
+  return place(all.low, all.high);
 }
 
 void shift_and_scale(Points& points, ThreadPool& pool) {
-  const std::vector<double> shift = exact_shift(points, pool);
-  double largest = 0.0;
-  const auto fold = [&](double& block_largest, size_t i) {
-    double* row = points.rows.data() + i * points.d;
-    for (size_t k = 0; k < points.d; ++k) block_largest = std::max(block_largest, std::abs(row[k] -= shift[k]));
-  };
-  for (const double block_largest : fold_blocks(points.n, 0.0, pool, fold)) largest = std::max(largest, block_largest);
-  if (largest == 0.0) return;
-  // 2^exponent is at least the largest norm, so squares stay inside the float32 range.
-  points.exponent = std::ilogb(largest) + 1 + (std::ilogb(static_cast<double>(points.d)) + 2) / 2;
-  const int half = points.exponent / 2;  // in two steps, because 2^-exponent itself may overflow
-  const double first = std::ldexp(1.0, -half), second = std::ldexp(1.0, half - points.exponent);
+  const Placement to = placement_of(points, pool);
+  points.exponent = to.exponent;
   pool.run_ranges(points.n, 256, [&](size_t begin, size_t end) {
-    for (size_t k = begin * points.d; k < end * points.d; ++k) points.rows[k] = points.rows[k] * first * second;
+    for (size_t i = begin; i < end; ++i) {
+      double* row = points.rows.data() + i * points.d;
+      for (size_t k = 0; k < points.d; ++k) row[k] = (row[k] - to.shift[k]) * to.first * to.second;
+    }
   });
 }
 
 }  // namespace
+
+void refuse_non_finite(double value, size_t row, size_t column) {
+  throw std::invalid_argument("X: expected finite values, got " + std::to_string(value) + " in row " +
+                              std::to_string(row) + ", column " + std::to_string(column));
+}
+
+void refuse_zero_row(size_t row) {
+  throw std::invalid_argument("X: expected nonzero rows with metric='cosine', got all zeros in row " +
+                              std::to_string(row));
+}
+
+void check_squares(Metric metric, int exponent) {
+  // No distance exceeds 2^(exponent + 1), no mean of squares four times that square.
+  if (metric != Metric::sqeuclidean || 2 * exponent + 4 <= std::numeric_limits<double>::max_exponent) return;
+  throw std::invalid_argument("X: expected rows whose squared distances do not overflow float64, got values around 2^" +
+                              std::to_string(exponent));
+}
+
+Placement place(const std::vector<double>& low, const std::vector<double>& high) {
+  Placement to{std::vector<double>(low.size(), 0.0)};
+  double spread = 0.0;
+  for (size_t k = 0; k < low.size(); ++k) {
+    const double small = std::min(std::abs(low[k]), std::abs(high[k]));
+    const double large = std::max(std::abs(low[k]), std::abs(high[k]));
+    const bool exact = (low[k] > 0.0 || high[k] < 0.0) && large / 2 <= small;
+    if (exact) to.shift[k] = low[k] / 2 + high[k] / 2;
+    spread = std::max({spread, std::abs(low[k] - to.shift[k]), std::abs(high[k] - to.shift[k])});
+  }
+  if (spread == 0.0) return to;
+  to.exponent = std::ilogb(spread) + 1 + (std::ilogb(static_cast<double>(low.size())) + 2) / 2;
+  const int half = to.exponent / 2;
+  to.first = std::ldexp(1.0, -half);
+  to.second = std::ldexp(1.0, half - to.exponent);
+  return to;
+}
 
 template <typename Scalar>
 Points prepare_points(const Scalar* data, size_t n, size_t d, Metric metric, ThreadPool& pool) {
@@ -155,12 +170,7 @@ Points prepare_points(const Scalar* data, size_t n, size_t d, Metric metric, Thr
   });
   collapse_duplicates(points, pool);
   if (points.n > 0) shift_and_scale(points, pool);
-  // No distance exceeds 2^(exponent + 1), no mean of squares four times that square.
-  if (metric == Metric::sqeuclidean && 2 * points.exponent + 4 > std::numeric_limits<double>::max_exponent) {
-    throw std::invalid_argument(
-        "X: expected rows whose squared distances do not overflow float64, got values around 2^" +
-        std::to_string(points.exponent));
-  }
+  check_squares(metric, points.exponent);
   return points;
 }
 

@@ -23,6 +23,22 @@ struct Points {
   const double* row(size_t i) const { return rows.data() + i * d; }
 };
 
+// Where rows go before anything is computed, exactly: (row - shift) * first * second.
+struct Placement {
+  std::vector<double> shift;  // (d,) the middle of a coordinate's values where subtracting it does not round, else 0
+  int exponent = 0;           // 2^exponent is at least the largest norm, so squares stay inside the float32 range
+  double first = 1.0, second = 1.0;  // their product is 2^-exponent, which itself may overflow
+};
+
+// From the smallest and largest value of each coordinate (d,).
+Placement place(const std::vector<double>& low, const std::vector<double>& high);
+
+// The errors of every backend about values, each an std::invalid_argument.
+[[noreturn]] void refuse_non_finite(double value, size_t row, size_t column);
+[[noreturn]] void refuse_zero_row(size_t row);
+// Refuses a scale 2^exponent whose squared distances may overflow, where they are the distances.
+void check_squares(Metric metric, int exponent);
+
 // Throws std::invalid_argument for a NaN, an infinity, or a zero row under cosine, naming the row; for squared
 // distances that may overflow under sqeuclidean.
 template <typename Scalar>

@@ -17,6 +17,7 @@ import numpy as np
 
 from hiexp import _core
 from hiexp.ops._checks import check_choice, check_number, describe, is_tensor
+from hiexp.ops._clustering_cuda import linkage_cuda, wants_cuda
 from hiexp.ops._precomputed import condensed_distances
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def linkage(
     """Dendrogram of the rows of ``X``, as ``scipy.cluster.hierarchy.linkage`` gives it.
 
     Args:
-        X: (n, d) vectors, n >= 1, d >= 1: numpy array, torch tensor on the CPU, anything with ``__dlpack__``, or nested
+        X: (n, d) vectors, n >= 1, d >= 1: numpy array, torch tensor, anything with ``__dlpack__``, or nested
             sequences. float32 and float64 are used as they are, half precision and integers are converted exactly
             where float64 can hold them. Strided and read-only arrays are fine. With ``metric="precomputed"``:
             distances, (n, n) or condensed (n (n - 1) / 2,) in SciPy's order. They must be finite and not negative; a
@@ -69,7 +70,9 @@ def linkage(
             cosine is ward over the rows scaled to unit length, so its heights are euclidean; over precomputed ones the
             caller vouches that they are euclidean distances.
         threshold: only merges with height < threshold are made, which saves most of the work; None makes all.
-        device: None or ``"cpu"``. A CUDA device is refused while no GPU backend is compiled in.
+        device: None (where ``X`` lives), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. On a GPU run ward with euclidean or
+            cosine, average and weighted with sqeuclidean or cosine; ``X`` may be a torch tensor or a cupy array there,
+            used without a copy. Trees equal those of the CPU; where distances tie, either takes its own choice.
         n_threads: threads to use, at least 1; None uses every core this process may run on. The result does not
             depend on it.
         return_stats: return ``(Z, stats)``; see below.
@@ -103,6 +106,9 @@ def linkage(
     n_threads = _check_threads(n_threads)
     if progress is not None and not callable(progress):
         raise TypeError(f"progress: expected a callable or None, got {describe(progress)}")
+    if wants_cuda(X, device):
+        z, stats = linkage_cuda(X, method, metric, limit, device, progress)
+        return (z, stats) if return_stats else z
     native_method = _core.LinkageMethod.__members__[method]
     if metric == "precomputed":
         distances, n = condensed_distances("X", as_array("X", X))
@@ -172,7 +178,7 @@ def like(X: Any, result: np.ndarray) -> Any:
         return result
     import torch
 
-    return torch.from_numpy(result)
+    return torch.from_numpy(result).to(X.device)
 
 
 def check_metric(name: str, metric: Any, method: str) -> str:
@@ -204,7 +210,7 @@ def check_count(name: str, value: Any, minimum: int, maximum: int | None = None)
 def as_array(name: str, X: Any) -> np.ndarray:
     if is_tensor(X):
         if X.device.type != "cpu":
-            raise ValueError(f"{name}: expected a tensor on the CPU, the only compiled backend, got one on {X.device}")
+            raise ValueError(f"{name}: expected a tensor on the CPU, got one on {X.device}")
         X = X.detach()
         # numpy has no bfloat16; every bfloat16 is a float32.
         values: np.ndarray = (X.float() if str(X.dtype) == "torch.bfloat16" else X).numpy()
@@ -222,7 +228,7 @@ def as_array(name: str, X: Any) -> np.ndarray:
 
 
 def _as_linkage(Z: Any, n: int) -> np.ndarray:
-    z = as_array("Z", Z)
+    z = as_array("Z", Z.cpu() if is_tensor(Z) else Z)
     if z.dtype.kind not in "fiu":
         raise TypeError(f"Z: expected float64 of shape (m, 4), got {describe(z)}")
     if z.ndim != 2 or z.shape[1] != 4 or len(z) > n - 1:
@@ -236,10 +242,9 @@ def _as_linkage(Z: Any, n: int) -> np.ndarray:
 
 
 def _check_device(device: Any) -> None:
-    if device is not None and not isinstance(device, str):
-        device = str(device)  # torch.device
-    if device is not None and device != "cpu":
-        raise ValueError(f"device: expected None or 'cpu' (clustering is compiled for: cpu), got {device!r}")
+    # A torch.device will do too.
+    if device is not None and str(device).split(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected None, 'cpu', 'cuda' or 'cuda:<index>', got {str(device)!r}")
 
 
 def _check_threads(n_threads: Any) -> int:

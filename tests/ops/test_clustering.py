@@ -177,7 +177,7 @@ def test_one_and_two_rows(method, metric):
         ([[1.0]], {"threshold": -1.0}, ValueError, ["threshold", ">= 0", "-1.0"]),
         ([[1.0]], {"threshold": np.nan}, ValueError, ["threshold", "nan"]),
         ([[1.0]], {"threshold": "1"}, TypeError, ["threshold", "number", "'1'"]),
-        ([[1.0]], {"device": "cuda"}, ValueError, ["device", "compiled for: cpu", "'cuda'"]),
+        ([[1.0]], {"device": "tpu"}, ValueError, ["device", "'cuda'", "'tpu'"]),
         ([[1.0]], {"n_threads": 0}, ValueError, ["n_threads", "1..", "0"]),
         ([[1.0]], {"n_threads": 1.5}, TypeError, ["n_threads", "integer", "1.5"]),
     ],
