@@ -127,10 +127,11 @@ def _check_tensors(hidden: Any, weight: Any, targets: Any, bias: Any) -> None:
 
 
 def _check_temperature(temperature: Any, hidden: torch.Tensor) -> torch.Tensor | None:
-    """(T,) tensor of positive temperatures, None for the number 1."""
+    """(T,) tensor of positive temperatures, None for the number 1. A number keeps all its digits for float64 inputs."""
     if not is_tensor(temperature):
         value = check_number("temperature", temperature, 0.0, exclusive=True)
-        return None if value == 1.0 else torch.full((hidden.shape[0],), value, device=hidden.device)
+        double = {"dtype": torch.float64, "device": hidden.device}
+        return None if value == 1.0 else torch.full((hidden.shape[0],), value, **double)
     if temperature.requires_grad:
         raise ValueError("temperature: expected a tensor without gradient, got one that requires it")
     if temperature.ndim == 0:
