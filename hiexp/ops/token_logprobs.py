@@ -158,14 +158,14 @@ def _check_rows(rows: Any, hidden: torch.Tensor) -> torch.Tensor:
     return rows.long()
 
 
-def _check_targets(targets: torch.Tensor, vocabulary: int, rows: torch.Tensor | None) -> None:
+def _check_targets(targets: torch.Tensor, vocabulary: int, rows: torch.Tensor | None, leave: str = "rows=") -> None:
     outside = (targets < 0) | (targets >= vocabulary)
     if bool(outside.any()):
         position = int(outside.nonzero()[0, 0])
         row = position if rows is None else int(rows[position])
         raise ValueError(
             f"targets[{row}]: expected a token id in 0..{vocabulary - 1} (rows of weight), "
-            f"got {int(targets[position])}; leave masked tokens out with rows="
+            f"got {int(targets[position])}; leave masked tokens out with {leave}"
         )
 
 

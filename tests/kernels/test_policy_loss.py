@@ -102,6 +102,14 @@ def test_non_finite_logprobs_are_counted_and_not_hidden(bad):
 
 
 @runs_kernels
+def test_non_finite_advantages_are_counted():
+    logprobs, tensors = batch(30)
+    tensors["advantages"] = torch.tensor([math.nan, 1.0, 1.0], device=DEVICE)
+    result = policy_loss(logprobs, **tensors, impl="triton")
+    assert result.metrics["nonfinite_tokens"] == float(tensors["mask"][:10].sum())
+
+
+@runs_kernels
 @pytest.mark.parametrize("tokens", [0, 5])
 def test_nothing_to_train_on(tokens):
     logprobs = torch.zeros(tokens, device=DEVICE, requires_grad=True)
