@@ -398,6 +398,7 @@ def test_torch_compile(assert_close):
         ({"cu_seqlens": torch.tensor([0, 2])}, ValueError, "cu_seqlens: .*end at the number of tokens, 3, got 0 .. 2"),
         ({"kind": "ppo"}, ValueError, "kind: expected one of"),
         ({"kl_coef": 0.1}, ValueError, "ref_logprobs: expected a tensor"),
+        ({"targets": torch.tensor([0, 7, 1])}, ValueError, r"targets\[1\]: .*got 7; leave .* out with mask="),
         ({"impl": "reference"}, ValueError, "impl: expected one of 'torch', 'triton'"),
         ({"weight": torch.zeros(7, 4, device="meta")}, ValueError, "weight: expected a tensor on cpu"),
     ],
