@@ -30,6 +30,7 @@ import torch
 from hiexp import group_advantage
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import measure
 import verl_functions
 
 GROUP = 8
@@ -116,16 +117,6 @@ def make(rows, order, device):
     return torch.rand(rows, generator=generator).to(device), labels.to(device)
 
 
-def seconds(run, device):
-    if device == "cuda":
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
-
-
 def interleaved(rows, order, device, rounds):
     """{provider: median milliseconds}; every provider's result is checked against the first."""
     rewards, labels = make(rows, order, device)
@@ -138,11 +129,11 @@ def interleaved(rows, order, device, rounds):
     for name, run in runs.items():
         begin = time.perf_counter()
         torch.testing.assert_close(run().cpu(), expected.cpu(), rtol=1e-2, atol=1e-2, msg=name)
-        taken[name] = [] if time.perf_counter() - begin < SECONDS else [seconds(run, device)]
+        taken[name] = [] if time.perf_counter() - begin < SECONDS else [measure.seconds(run, device)]
     for _ in range(rounds):
         for name, run in runs.items():
             if sum(taken[name]) < SECONDS:
-                taken[name].append(seconds(run, device))
+                taken[name].append(measure.seconds(run, device))
     return {name: 1000 * statistics.median(times) for name, times in taken.items()}
 
 
@@ -162,7 +153,7 @@ def versions():
 def test_group_advantage(benchmark, shape, order, device):
     rewards, labels = make(shape, order, device)
     benchmark.pedantic(
-        lambda: seconds(lambda: hiexp_op(rewards, labels), device), rounds=20, warmup_rounds=2, iterations=1
+        lambda: measure.seconds(lambda: hiexp_op(rewards, labels), device), rounds=20, warmup_rounds=2, iterations=1
     )
     for name, milliseconds in interleaved(shape, order, device, rounds=15).items():
         benchmark.extra_info[f"{name} ms"] = milliseconds

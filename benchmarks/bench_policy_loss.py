@@ -6,14 +6,13 @@ T512 for a look. Rivals that cannot be imported are left out.
 Work: T tokens in 8 sequences, H hidden size, V vocabulary; loss with clipping and k3 KL, gradients of hidden states and
 weight. ``share``: part of the tokens that is trained; search trajectories have about 0.2. TFLOP/s count 6THV, the three
 products that all logits once need, whatever a provider really does, so that they compare across providers.
-Peak memory: torch's own counter on a GPU; on a CPU the growth of the resident set of a fresh process.
+Peak memory: see measure.py; on a CPU of a fresh process.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import multiprocessing
-import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,9 @@ import torch
 from hiexp.ops.linear_policy_loss import linear_policy_loss
 from hiexp.ops.policy_loss import policy_loss
 from hiexp.ops.token_logprobs import token_logprobs
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import measure
 
 GPU = torch.cuda.is_available()
 SEQUENCES = 8
@@ -119,37 +121,8 @@ def step(provider, inputs):
     loss.backward()
     gradients = inputs["hidden"].grad, inputs["weight"].grad
     inputs["hidden"].grad = inputs["weight"].grad = None
-    if loss.is_cuda:
-        torch.cuda.synchronize()
+    measure.synchronize(loss.device)
     return loss.detach(), gradients[0]
-
-
-def _resident_kilobytes(field):
-    return int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text(encoding="ascii"))[1])
-
-
-def _resident_growth(provider, shape, results):
-    step(provider, make(*shape[:2], 16, 8, 16, 1.0))  # libraries that load on first use do not count
-    inputs = make(*shape)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the high-water mark of making the inputs
-    before = _resident_kilobytes("VmRSS")
-    step(provider, inputs)
-    results.put((_resident_kilobytes("VmHWM") - before) / 1024)
-
-
-def peak_megabytes(provider, shape, inputs):
-    if shape[0] == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(provider, inputs)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    context = multiprocessing.get_context("spawn")  # a forked child would inherit this process's high-water mark
-    results = context.Queue()
-    child = context.Process(target=_resident_growth, args=(provider, shape, results))
-    child.start()
-    megabytes = results.get(timeout=600)
-    child.join()
-    return megabytes
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[0]}-T{s[2]}-H{s[3]}-V{s[4]}-share{s[5]}")
@@ -164,4 +137,6 @@ def test_policy_loss(benchmark, provider, shape):
     torch.testing.assert_close(gradient, exact, rtol=0, atol=relative * float(exact.abs().max()))
     operations = 6 * shape[2] * shape[3] * shape[4]
     benchmark.extra_info["TFLOP/s"] = operations / benchmark.stats.stats.median / 1e12
-    benchmark.extra_info["peak MB"] = peak_megabytes(provider, shape, inputs)
+    benchmark.extra_info["peak MB"] = measure.peak_megabytes(
+        step, (provider,), make, (*shape[:2], 16, 8, 16, 1.0), shape, inputs
+    )

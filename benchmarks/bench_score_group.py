@@ -6,16 +6,14 @@ give only the hidden states that predict response tokens to the head, through to
   padded  all responses in one batch of G (P + R) tokens
   trl     the same batch; logits of the response tokens, then TRL's selective_log_softmax
 Work outside attention: P + G R tokens against G (P + R). "tokens/s" counts G (P + R) for all, so its ratio is the speed
-ratio; "cpu s" is the processor time of the last round, steadier than wall time on a busy machine. Peak memory: growth
-of the resident set on a CPU, torch's own counter on a GPU; weights and inputs not counted, gradients counted. Batches
-that would not fit into memory are skipped. For a subset: -k "P1024-G8 and forward_backward".
+ratio; "cpu s" is the processor time of the last round, steadier than wall time on a busy machine. Peak memory: see
+measure.py; weights and inputs not counted, gradients counted. Batches that would not fit into memory are skipped. For a
+subset: -k "P1024-G8 and forward_backward".
 """
 
 from __future__ import annotations
 
-import ctypes
-import re
-import time
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +23,9 @@ from hiexp import token_logprobs
 from hiexp.ops.score_group import score_group
 from hiexp.rl.config import ModelConfig
 from hiexp.rl.model import hidden_states, lm_head, load_policy, quiet_transformers
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import measure
 
 GPU = torch.cuda.is_available()
 RESPONSE = 256
@@ -90,38 +91,8 @@ def step(provider, direction, model, inputs):
     with torch.set_grad_enabled(direction == "forward_backward"):
         finish = backward if direction == "forward_backward" else torch.Tensor.detach
         logprobs = PROVIDERS[provider](model, *inputs, finish)
-    if logprobs.is_cuda:
-        torch.cuda.synchronize()
+    measure.synchronize(logprobs.device)
     return logprobs
-
-
-class Usage:
-    """Most memory beyond what was in use at ``start``, in megabytes, and the processor time since then."""
-
-    def start(self):
-        if GPU:
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated() / 2**20
-            return
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what an earlier case freed must not hide what this one takes
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the high-water mark so far
-        self.before = self._resident("VmRSS")
-        self.cpu = time.process_time()
-
-    def stop(self):
-        if GPU:
-            return {"peak MB": torch.cuda.max_memory_allocated() / 2**20 - self.before}
-        return {"peak MB": self._resident("VmHWM") - self.before, "cpu s": time.process_time() - self.cpu}
-
-    @staticmethod
-    def _resident(field):
-        return int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text(encoding="ascii"))[1]) / 1024
-
-
-def _available_megabytes():
-    if GPU:
-        return torch.cuda.mem_get_info()[0] / 2**20
-    return int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text(encoding="ascii"))[1]) / 1024
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"P{s[0]}-G{s[2]}-R{s[1]}")
@@ -133,11 +104,12 @@ def test_score_group(benchmark, model, provider, direction, shape):
     # float32 logits of the response tokens, their softmax and its gradient
     logits = 3 * 4 * group * response * model.config.vocab_size / 2**20 if provider == "trl" else 0
     batch = {"hiexp": prefix + group * response, "alone": prefix + response}.get(provider, tokens)
-    if direction == "forward_backward" and MEGABYTES_A_TOKEN * batch + logits > 0.8 * _available_megabytes():
+    needed = MEGABYTES_A_TOKEN * batch + logits
+    if direction == "forward_backward" and needed > 0.8 * measure.available_megabytes(model.device):
         pytest.skip(f"{batch} tokens in one batch do not fit into memory")
     inputs = make(model, *shape)
     step(provider, direction, model, make(model, 8, 8, 2))  # what loads on first use does not count
-    usage = Usage()
+    usage = measure.Usage(model.device)
 
     def fresh():
         model.zero_grad(set_to_none=True)

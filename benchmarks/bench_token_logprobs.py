@@ -5,8 +5,8 @@
 
 Work: T tokens, H hidden size, V vocabulary. Forward is 2THV floating point operations, forward and backward 6THV where
 all logits are kept and 8THV where they are computed again. TFLOP/s are of the work a provider does, by that formula.
-Peak memory: torch's own counter on a GPU; on a CPU the growth of the resident set of a fresh process. Rivals that give
-only a loss (no log-prob per token) are marked so in PROVIDERS.
+Peak memory: see measure.py; on a CPU of a fresh process. Rivals that give only a loss (no log-prob per token) are
+marked so in PROVIDERS.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import argparse
 import functools
 import importlib.metadata
 import importlib.util
-import multiprocessing
-import re
 import statistics
-import time
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from hiexp import token_logprobs
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import measure
 
 GPU = torch.cuda.is_available()
 # (device, dtype, T, H, V): SmolLM2-135M on a CPU; 0.5B, 7B and the shape of the published figures on a GPU.
@@ -109,37 +110,12 @@ def step(provider, direction, inputs):
     if direction == "forward_backward":
         logprobs.sum().backward()
         inputs[0].grad = inputs[1].grad = None
-    if logprobs.is_cuda:
-        torch.cuda.synchronize()
+    measure.synchronize(logprobs.device)
     return logprobs.detach()
 
 
-def _resident_kilobytes(field):
-    return int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text(encoding="ascii"))[1])
-
-
-def _resident_growth(provider, direction, shape, results):
-    step(provider, direction, make(*shape[:2], 8, 8, 8))  # libraries that load on first use do not count
-    inputs = make(*shape)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the high-water mark of making the inputs
-    before = _resident_kilobytes("VmRSS")
-    step(provider, direction, inputs)
-    results.put((_resident_kilobytes("VmHWM") - before) / 1024)
-
-
 def peak_megabytes(provider, direction, shape, inputs):
-    if shape[0] == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(provider, direction, inputs)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    context = multiprocessing.get_context("spawn")  # a forked child would inherit this process's high-water mark
-    results = context.Queue()
-    child = context.Process(target=_resident_growth, args=(provider, direction, shape, results))
-    child.start()
-    megabytes = results.get(timeout=300)
-    child.join()
-    return megabytes
+    return measure.peak_megabytes(step, (provider, direction), make, (*shape[:2], 8, 8, 8), shape, inputs)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[0]}-T{s[2]}-H{s[3]}-V{s[4]}")
@@ -166,9 +142,7 @@ def table_row(direction, shape, rounds):
     inputs, seconds = make(*shape), {name: [] for name in names}
     for _ in range(rounds + 1):  # the first round warms up
         for name in names:
-            start = time.perf_counter()
-            step(name, direction, inputs)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(measure.seconds(functools.partial(step, name, direction, inputs)))
     return {
         name: (statistics.median(seconds[name][1:]), peak_megabytes(name, direction, shape, None)) for name in names
     }

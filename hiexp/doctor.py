@@ -164,23 +164,33 @@ def _describe_torch(info: dict[str, Any], findings: list[Finding]) -> tuple[list
 
 
 def _routes(info: dict[str, Any], gpu_usable: bool) -> list[tuple[str, str]]:
+    """What runs for each operation; those that need torch follow the device of the tensors they are given."""
     cuda = gpu_usable and "cuda" in info["backends"]
-    triton = gpu_usable and importlib.util.find_spec("triton") is not None
-    has_torch = importlib.util.find_spec("torch") is not None
-    return [
-        ("linkage", f"C++ on the CPU, {info['threads']} threads"),
-        ("group_advantage", "CUDA for tensors on a GPU, C++ on the CPU otherwise" if cuda else "C++ on the CPU"),
-        (
-            "token_logprobs",
-            _route_torch(has_torch, "torch products + Triton row epilogue" if triton else "torch, row chunks"),
-        ),
-        ("policy_loss", _route_torch(has_torch, "torch")),
-        ("training", _route_torch(has_torch, "GPU" if gpu_usable else "CPU")),
-    ]
+    threads = f"C++ on the CPU, {info['threads']} threads"
+    rows = [("linkage, clustering", threads), ("group_advantage", _by_device("CUDA" if cuda else None, threads))]
+    gpu = gpu_usable and importlib.util.find_spec("triton") is not None
+    for name, on_gpu, on_cpu in (
+        ("token_logprobs", "torch products + Triton row kernels", "torch products + C++ row kernels"),
+        ("paired_logprobs", "torch products + Triton row kernels", "torch, tile by tile"),
+        ("policy_loss", "one Triton kernel each way", "torch"),
+        ("linear_policy_loss", "torch products + Triton row kernels", "torch, row chunks"),
+    ):
+        missing = gpu_usable and not gpu
+        note = "; on a GPU unavailable: pip install 'hiexp[gpu]'" if missing else ""
+        rows.append((name, _needs("torch", _by_device(on_gpu if gpu else None, on_cpu) + note)))
+    attention = _by_device("flash attention in parts" if gpu_usable else None, "flash attention of torch in parts")
+    rows.append(("score_group", _needs("torch", _needs("transformers", attention))))
+    rows.append(("training", _needs("torch", "GPU" if gpu_usable else "CPU")))
+    return rows
 
 
-def _route_torch(has_torch: bool, route: str) -> str:
-    return route if has_torch else "unavailable: pip install 'hiexp[train]'"
+def _by_device(on_gpu: str | None, on_cpu: str) -> str:
+    return on_cpu if on_gpu is None else f"{on_gpu} for tensors on a GPU; otherwise {on_cpu}"
+
+
+def _needs(package: str, route: str) -> str:
+    found = importlib.util.find_spec(package) is not None
+    return route if found else f"unavailable without {package}: pip install 'hiexp[train]'"
 
 
 def _check_source_shadowing(findings: list[Finding]) -> None:

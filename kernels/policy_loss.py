@@ -87,7 +87,7 @@ def terms_kernel(
     old = policy
     if old_ptr is not None:
         old = tl.load(old_ptr + offsets, mask=keep, other=0.0)
-    bad = tl.maximum(is_bad(policy), is_bad(old))
+    bad = tl.maximum(tl.maximum(is_bad(policy), is_bad(old)), is_bad(advantage))
     raw = policy - old
     if sequence_log_ratio_ptr is not None:
         raw = tl.load(sequence_log_ratio_ptr + offsets, mask=keep, other=0.0)

@@ -2,8 +2,14 @@
 
 import importlib.util
 
+import pytest
+
 import hiexp
 from hiexp import cli, doctor
+
+SIX = {
+    "group_advantage", "token_logprobs", "paired_logprobs", "policy_loss", "linear_policy_loss", "score_group",
+}  # fmt: skip
 
 
 def test_build_info_matches_the_compiled_modules():
@@ -17,9 +23,29 @@ def test_build_info_matches_the_compiled_modules():
 def test_doctor_lists_every_operation_and_extra(capsys):
     code = cli.main(["doctor"])
     text = capsys.readouterr().out
-    for word in ("linkage", "group_advantage", "token_logprobs", "policy_loss", "train", "vllm", "hiexp._core"):
+    for word in ("train", "vllm", "hiexp._core"):
         assert word in text
+    routes = " ".join(name for name, _ in doctor.diagnose().sections["What would run where"])
+    operations = {name for name in hiexp.__all__ if name in SIX} | {"linkage", "clustering"}
+    assert set(routes.replace(",", "").split()) == operations | {"training"}
+    assert len(operations) == 8
     assert code == (0 if "Nothing is wrong." in text else 1)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("absent", [None, "torch", "triton", "transformers"])
+def test_routes_follow_what_is_installed(monkeypatch, gpu, absent):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None if name == absent else real("json"))
+    gpu = gpu and absent != "torch"
+    rows = dict(doctor._routes({"threads": 3, "backends": ["cpu", "cuda"]}, gpu))
+    assert rows["linkage, clustering"] == "C++ on the CPU, 3 threads"
+    assert ("CUDA" in rows["group_advantage"]) == gpu
+    for name in ("token_logprobs", "paired_logprobs", "policy_loss", "linear_policy_loss"):
+        assert ("Triton" in rows[name]) == (gpu and absent != "triton")
+        assert ("hiexp[gpu]" in rows[name]) == (gpu and absent == "triton")
+        assert ("unavailable without torch" in rows[name]) == (absent == "torch")
+    assert ("unavailable" in rows["score_group"]) == (absent in ("torch", "transformers"))
 
 
 def test_missing_package_of_an_extra_is_named(monkeypatch):

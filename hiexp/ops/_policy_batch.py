@@ -130,6 +130,8 @@ def check_tokens(
     check_shape("mask", mask, (tokens,), "one entry a token")
     if cu_seqlens.ndim != 1 or cu_seqlens.is_floating_point() or cu_seqlens.dtype == torch.bool:
         raise TypeError(f"cu_seqlens: expected a 1-D integer array of cumulative lengths, got {describe(cu_seqlens)}")
+    if cu_seqlens.shape[0] == 0:
+        raise ValueError("cu_seqlens: expected at least 1 offset (sequences + 1), got none")
     sequences = cu_seqlens.shape[0] - 1
     if zero_variance is not None:
         zero_variance = torch.as_tensor(zero_variance, device=device)

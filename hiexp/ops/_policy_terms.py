@@ -44,6 +44,7 @@ def token_terms(logprobs: torch.Tensor, batch: TokenBatch, settings: Settings) -
     old = policy if batch.old is None else batch.old
     losses, gradient, sums, ratio = _surrogate(policy, old, batch, settings)
     sums["nonfinite"] = torch.isfinite(policy).logical_not_().logical_or_(torch.isfinite(old).logical_not_())
+    sums["nonfinite"].logical_or_(torch.isfinite(batch.advantage).logical_not_())
     weight = zero.expand_as(policy)
     if batch.engine is not None:
         sums["nonfinite"].logical_or_(torch.isfinite(batch.engine).logical_not_())

@@ -115,7 +115,7 @@ def operator(
     problem = Problem(hidden, weight, targets.long(), bias, inverse)
     if len(rows) < len(batch.keep):
         problem, batch = problem.select(rows), batch.of(rows)
-    _check_targets(problem.targets, weight.shape[0], rows)
+    _check_targets(problem.targets, weight.shape[0], rows, "mask=")
     # Under autocast the inner products would silently drop to half precision.
     with torch.autocast(hidden.device.type, enabled=False):
         outcome = _policy_linear.run(

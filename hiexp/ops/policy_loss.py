@@ -57,9 +57,9 @@ class PolicyLoss:
 
         ``tokens``, ``sequences``, ``denominator`` (what the loss was divided by), ``ratio_mean``, ``ratio_max``,
         ``approx_kl`` (k3 estimate of KL(old || policy)), ``clip_fraction`` and its parts ``clip_fraction_low`` and
-        ``clip_fraction_high``, ``nonfinite_tokens`` (tokens with a NaN or infinite log-prob: the loss is not to be
-        trusted unless this is 0); with ``clip_dual`` ``clip_fraction_dual``, a part of ``clip_fraction``; with
-        ``ref_logprobs`` ``kl_ref``; with ``engine_logprobs`` ``importance_mean``, ``importance_max``,
+        ``clip_fraction_high``, ``nonfinite_tokens`` (tokens with a NaN or infinite log-prob or advantage: the loss is
+        not to be trusted unless this is 0); with ``clip_dual`` ``clip_fraction_dual``, a part of ``clip_fraction``;
+        with ``ref_logprobs`` ``kl_ref``; with ``engine_logprobs`` ``importance_mean``, ``importance_max``,
         ``truncated_fraction``, ``engine_kl`` (k3 estimate of KL(engine || old)) and ``engine_gap`` (mean of |old -
         engine|); ``entropy`` where ``linear_policy_loss`` was asked for it.
         """

@@ -127,10 +127,11 @@ def _check_tensors(hidden: Any, weight: Any, targets: Any, bias: Any) -> None:
 
 
 def _check_temperature(temperature: Any, hidden: torch.Tensor) -> torch.Tensor | None:
-    """(T,) tensor of positive temperatures, None for the number 1."""
+    """(T,) tensor of positive temperatures, None for the number 1. A number keeps all its digits for float64 inputs."""
     if not is_tensor(temperature):
         value = check_number("temperature", temperature, 0.0, exclusive=True)
-        return None if value == 1.0 else torch.full((hidden.shape[0],), value, device=hidden.device)
+        double = {"dtype": torch.float64, "device": hidden.device}
+        return None if value == 1.0 else torch.full((hidden.shape[0],), value, **double)
     if temperature.requires_grad:
         raise ValueError("temperature: expected a tensor without gradient, got one that requires it")
     if temperature.ndim == 0:
@@ -157,14 +158,14 @@ def _check_rows(rows: Any, hidden: torch.Tensor) -> torch.Tensor:
     return rows.long()
 
 
-def _check_targets(targets: torch.Tensor, vocabulary: int, rows: torch.Tensor | None) -> None:
+def _check_targets(targets: torch.Tensor, vocabulary: int, rows: torch.Tensor | None, leave: str = "rows=") -> None:
     outside = (targets < 0) | (targets >= vocabulary)
     if bool(outside.any()):
         position = int(outside.nonzero()[0, 0])
         row = position if rows is None else int(rows[position])
         raise ValueError(
             f"targets[{row}]: expected a token id in 0..{vocabulary - 1} (rows of weight), "
-            f"got {int(targets[position])}; leave masked tokens out with rows="
+            f"got {int(targets[position])}; leave masked tokens out with {leave}"
         )
 
 

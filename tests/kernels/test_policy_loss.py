@@ -1,15 +1,12 @@
 """The Triton kernels of policy_loss and linear_policy_loss against their torch twins, in float32.
 
-On a GPU where there is one, else in the interpreter of Triton in a child process, as in test_logprob_epilogue.py.
+On a GPU where there is one, else in the interpreter of Triton: see test_interpreter.py.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,16 +19,7 @@ from hiexp.ops.policy_loss import policy_loss
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-runs_kernels = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="runs in the child process")
-
-
-@pytest.mark.skipif(DEVICE == "cuda" or INTERPRETED, reason="the kernels run in this process")
-def test_everything_here_passes_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert " passed" in result.stdout
+runs_kernels = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="runs in test_interpreter.py")
 
 
 def batch(tokens, seed=0):
@@ -114,6 +102,14 @@ def test_non_finite_logprobs_are_counted_and_not_hidden(bad):
 
 
 @runs_kernels
+def test_non_finite_advantages_are_counted():
+    logprobs, tensors = batch(30)
+    tensors["advantages"] = torch.tensor([math.nan, 1.0, 1.0], device=DEVICE)
+    result = policy_loss(logprobs, **tensors, impl="triton")
+    assert result.metrics["nonfinite_tokens"] == float(tensors["mask"][:10].sum())
+
+
+@runs_kernels
 @pytest.mark.parametrize("tokens", [0, 5])
 def test_nothing_to_train_on(tokens):
     logprobs = torch.zeros(tokens, device=DEVICE, requires_grad=True)
@@ -192,7 +188,7 @@ def test_linear_policy_loss_on_the_gpu(dtype):
 
 @pytest.mark.skipif(INTERPRETED, reason="interpreted kernels cannot be compiled")
 def test_every_configuration_is_listed_for_ahead_of_time_compilation():
-    """scripts/compile_kernels.py, which tests/kernels/test_logprob_epilogue.py runs, compiles what these return."""
+    """scripts/compile_kernels.py, which test_compilation.py runs, compiles what these return."""
     from hiexp.kernels import policy_loss as loss_kernels
     from hiexp.kernels import policy_rows
 

@@ -104,6 +104,16 @@ def test_equals_policy_loss_over_all_logits(tiny_chunks, kind, aggregation, extr
     assert ours.metrics == pytest.approx(truth.metrics, rel=1e-9, abs=1e-11)
 
 
+def test_a_number_as_temperature_keeps_its_digits():
+    case = make("dapo", temperature=0.7)
+    logits = (case.hidden @ case.weight.T + case.bias) / 0.7
+    plain = torch.log_softmax(logits, 1).gather(1, case.targets.clamp(min=0)[:, None]).squeeze(1)
+    options = {name: value for name, value in case.options.items() if name != "temperature"}
+    exact = policy_loss(plain, case.old, torch.tensor([1.0, 1.0, -1.0, 0.5]), **options)
+    assert abs(float((case.ours().loss - exact.loss).detach())) <= 1e-12
+    check_gradients(case, case.ours(), exact, 1e-12)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [1, 4, 8, 100])
 def test_chunks_change_nothing(monkeypatch, kind, rows):
@@ -388,6 +398,7 @@ def test_torch_compile(assert_close):
         ({"cu_seqlens": torch.tensor([0, 2])}, ValueError, "cu_seqlens: .*end at the number of tokens, 3, got 0 .. 2"),
         ({"kind": "ppo"}, ValueError, "kind: expected one of"),
         ({"kl_coef": 0.1}, ValueError, "ref_logprobs: expected a tensor"),
+        ({"targets": torch.tensor([0, 7, 1])}, ValueError, r"targets\[1\]: .*got 7; leave .* out with mask="),
         ({"impl": "reference"}, ValueError, "impl: expected one of 'torch', 'triton'"),
         ({"weight": torch.zeros(7, 4, device="meta")}, ValueError, "weight: expected a tensor on cpu"),
     ],

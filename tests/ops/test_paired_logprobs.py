@@ -35,6 +35,16 @@ def gradients(result, inputs):
     return torch.autograd.grad(total, inputs)
 
 
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+def test_a_number_as_temperature_keeps_its_digits(impl):
+    hidden_a, hidden_b, weight, _, targets = make(9, 5, 31)
+    tables = [torch.log_softmax(hidden @ weight.T / 0.7, 1) for hidden in (hidden_a, hidden_b)]
+    exact = (tables[0].exp() * (tables[0] - tables[1])).sum(1)
+    ours = paired_logprobs(hidden_a, hidden_b, weight, targets, temperature=0.7, impl=impl)
+    torch.testing.assert_close(ours.kl, exact, rtol=0, atol=1e-12)
+    torch.testing.assert_close(ours.logprobs_b, tables[1].gather(1, targets[:, None]).squeeze(1), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 16), (8, 3, 17), (23, 7, 50), (16, 129, 32), (9, 2, 1)])
 @pytest.mark.parametrize("width_b", [None, 6], ids=["shared", "two_weights"])
 @pytest.mark.parametrize("extras", [False, True], ids=["plain", "bias_temperature"])

@@ -325,6 +325,12 @@ def test_non_finite_logprobs_are_counted(which, bad):
     assert result.metrics["nonfinite_tokens"] == 1.0
 
 
+def test_non_finite_advantages_are_counted():
+    x, advantages = -torch.ones(4), torch.tensor([1.0, math.nan])
+    common = {"mask": torch.tensor([1, 1, 0, 1]), "cu_seqlens": torch.tensor([0, 1, 4])}
+    assert policy_loss(x, x, advantages, **common).metrics["nonfinite_tokens"] == 2.0
+
+
 def test_zero_variance_groups_pay_no_kl():
     """Left in, a group without reward variance has advantage 0 but its KL term still moves the policy."""
     rewards = torch.tensor([1.0, 1.0, 0.0, 1.0])
@@ -409,6 +415,7 @@ X, ONE, OFFSETS = torch.zeros(3), torch.ones(1), torch.tensor([0, 3])
             ValueError,
             r"cu_seqlens\[2\]: expected an offset >= 3",
         ),
+        ({"cu_seqlens": torch.zeros(0).long()}, ValueError, "cu_seqlens: expected at least 1 offset"),
         ({"cu_seqlens": torch.tensor([0.0, 3.0])}, TypeError, "cu_seqlens: expected a 1-D integer array"),
         ({"kind": "ppo"}, ValueError, "kind: expected one of 'grpo', .*got 'ppo'"),
         ({"kl_estimator": "k4"}, ValueError, "kl_estimator: expected one of 'k1', 'k2', 'k3'"),

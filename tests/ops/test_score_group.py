@@ -121,6 +121,13 @@ def test_mask_scores_the_chosen_tokens_in_the_same_context():
     assert_exact(table.gather(1, targets[:, None]).squeeze(1), scores.logprobs)
 
 
+def test_a_number_as_temperature_keeps_its_digits():
+    model = make_model()
+    prefix, responses = make_ids()
+    exact, _ = alone(model, prefix, responses, temperature=0.7)
+    assert_exact(score_group(model, prefix, responses, temperature=0.7).logprobs, exact)
+
+
 def test_nothing_to_score():
     model = make_model()
     prefix, responses = make_ids()

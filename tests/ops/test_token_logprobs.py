@@ -57,6 +57,14 @@ def test_values_and_gradients_equal_the_reference(small_tiles, assert_close, tok
         assert_close(ours, theirs, "float64")
 
 
+@pytest.mark.parametrize("impl", ["native", "torch", "reference"])
+def test_a_number_as_temperature_keeps_its_digits(impl):
+    hidden, weight, targets = make(9, 5, 31, torch.float64)
+    exact = torch.log_softmax(hidden @ weight.T / 0.7, 1).gather(1, targets[:, None]).squeeze(1)
+    ours = token_logprobs(hidden, weight, targets, temperature=0.7, impl=impl).logprobs
+    torch.testing.assert_close(ours, exact, rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_error_budget_against_plain_torch(assert_close, dtype):
     """No worse than torch's own log_softmax in the same dtype, truth in float64 on the same rounded inputs."""

@@ -1,0 +1,89 @@
+"""Time and memory, measured the same way by all benchmarks.
+
+Peak memory: torch's own counter on a GPU; on a CPU the growth of the resident set, which needs Linux's /proc. What was
+in use before does not count. A child process gives the cleaner figure: nothing freed earlier can hide what is taken.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import re
+import time
+from pathlib import Path
+
+import torch
+
+
+def synchronize(device):
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(run, device="cpu"):
+    """Wall time of one call, the device's work included."""
+    synchronize(device)
+    begin = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - begin
+
+
+def _kernel_megabytes(file, field):
+    return int(re.search(rf"{field}:\s+(\d+)", Path("/proc", file).read_text(encoding="ascii"))[1]) / 1024
+
+
+def available_megabytes(device="cpu"):
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info()[0] / 2**20
+    return _kernel_megabytes("meminfo", "MemAvailable")
+
+
+class Usage:
+    """Most memory beyond what was in use at ``start``, in megabytes, and on a CPU the processor time since then."""
+
+    def __init__(self, device="cpu"):
+        self.gpu = torch.device(device).type == "cuda"
+
+    def start(self):
+        if self.gpu:
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated() / 2**20
+            return
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the high-water mark so far
+        self.before = _kernel_megabytes("self/status", "VmRSS")
+        self.cpu = time.process_time()
+
+    def stop(self):
+        if self.gpu:
+            return {"peak MB": torch.cuda.max_memory_allocated() / 2**20 - self.before}
+        megabytes = _kernel_megabytes("self/status", "VmHWM") - self.before
+        return {"peak MB": megabytes, "cpu s": time.process_time() - self.cpu}
+
+
+def _in_child(step, arguments, make, warm, shape, results):
+    step(*arguments, make(*warm))  # libraries that load on first use do not count
+    inputs, usage = make(*shape), Usage()
+    usage.start()
+    step(*arguments, inputs)
+    results.put(usage.stop()["peak MB"])
+
+
+def peak_megabytes(step, arguments, make, warm, shape, inputs=None):
+    """Of ``step(*arguments, inputs)``. On a CPU a fresh process makes the inputs itself, ``make(*shape)``.
+
+    ``warm``: a small shape of the same kind, which that process runs first.
+    """
+    if shape[0] == "cuda":
+        usage = Usage("cuda")
+        usage.start()
+        step(*arguments, inputs)
+        return usage.stop()["peak MB"]
+    context = multiprocessing.get_context("spawn")  # a forked child would inherit this process's high-water mark
+    results = context.Queue()
+    child = context.Process(target=_in_child, args=(step, arguments, make, warm, shape, results))
+    child.start()
+    megabytes = results.get(timeout=600)
+    child.join()
+    return megabytes
