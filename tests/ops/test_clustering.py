@@ -61,7 +61,7 @@ def test_equals_scipy_without_ties(method, metric, n, d):
 @pytest.mark.parametrize(("method", "metric"), CASES)
 @pytest.mark.parametrize("kind", [random_rows, grid, equidistant, star, blobs])
 def test_threads_do_not_matter(method, metric, kind):
-    X = kind(np.random.default_rng(11), 700 if kind is not star else 200, 9)
+    X = kind(np.random.default_rng(11), {star: 200, equidistant: 400}.get(kind, 700), 9)
     one, four = (hiexp.linkage(X, method, metric, n_threads=n) for n in (1, 4))
     np.testing.assert_array_equal(one, four)
 

@@ -91,7 +91,7 @@ def distances(X):
 
 
 @pytest.mark.parametrize(("method", "metric"), CASES)
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(kind=st.sampled_from(KINDS), n=st.integers(1, 30), d=st.integers(1, 20), seed=st.integers(0, 2**32 - 1))
 def test_every_merge_is_a_global_minimum(method, metric, kind, n, d, seed):
     X = kind(np.random.default_rng(seed), n, d)
@@ -179,7 +179,7 @@ def test_precomputed_equals_scipy(method, n, dtype):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(kind=st.sampled_from(KINDS), n=st.integers(2, 30), seed=st.integers(0, 2**32 - 1))
 def test_precomputed_merges_are_global_minima(method, kind, n, seed):
     X = kind(np.random.default_rng(seed), n, 4)

@@ -172,7 +172,7 @@ def test_any_small_matrix(method, metric, X):
 @every_case
 @pytest.mark.parametrize("kind", [normal, grid, offset, blobs, far_and_near, heavy_tails])
 def test_a_few_larger_inputs(method, metric, kind):
-    X = kind(np.random.default_rng(1), 150, 6)
+    X = kind(np.random.default_rng(1), 100, 6)
     assert_exact(X, hiexp.linkage(X, method, metric), method, metric)
 
 
