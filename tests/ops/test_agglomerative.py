@@ -187,7 +187,7 @@ def test_predict_by_the_linkages_own_distance(linkage, metric, shift):
     rng = np.random.default_rng(5)
     # Close clusters of very different sizes: the nearest mean is often another cluster.
     X = rng.normal(size=(90, 3)) + 2 * rng.normal(size=(5, 3))[rng.choice(5, 90, p=[0.7, 0.1, 0.1, 0.05, 0.05])] + shift
-    new = 2 * rng.normal(size=(90, 3)) + shift
+    new = 2 * rng.normal(size=(200, 3)) + shift
     model = AgglomerativeClustering(6, linkage=linkage, metric=metric).fit(X)
     rows, fresh = (unit(X), unit(new)) if metric == "cosine" else (X, new)
     clusters = [np.flatnonzero(model.labels_ == label) for label in range(6)]
