@@ -1,7 +1,9 @@
 // See matrix_linkage.h.
 #include "clustering/matrix_linkage.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "clustering/certified_space.h"
@@ -27,15 +29,38 @@ std::vector<Merge> rounds_over(Triangle<T> triangle, Method method, std::vector<
   return reciprocal_rounds(space, std::move(ids), threshold, monitor);
 }
 
+template <typename Scalar>
+double largest_of(const Scalar* values, size_t count, ThreadPool& pool) {
+  std::vector<double> blocks((count + kPerTask - 1) / kPerTask, 0.0);
+  pool.run_ranges(count, kPerTask, [&](size_t begin, size_t end) {
+    blocks[begin / kPerTask] = static_cast<double>(*std::max_element(values + begin, values + end));
+  });
+  return *std::max_element(blocks.begin(), blocks.end());
+}
+
+// Distances are divided by 2^exponent, which does not round: under ward so that their squares stay in range, under
+// average and weighted only where a sum of sizes times distances could overflow, as that would cost tiny ones digits.
+template <typename Scalar>
+int exponent_for(Method method, const Scalar* distances, size_t count, ThreadPool& pool) {
+  if (method == Method::complete) return 0;
+  const double largest = largest_of(distances, count, pool);
+  if (largest == 0.0) return 0;
+  const int own = std::ilogb(largest) + 1;
+  if (method == Method::ward) return own;
+  return std::max(0, own - (std::numeric_limits<double>::max_exponent - 34));  // two sizes sum to at most 2^32
+}
+
 // SciPy's order backwards is a lower triangle of the points backwards.
 template <typename T, typename Scalar>
-Triangle<T> reversed_triangle(const Scalar* condensed, size_t n, bool square, ThreadPool& pool) {
+Triangle<T> reversed_triangle(const Scalar* condensed, size_t n, bool square, int exponent, ThreadPool& pool) {
   Triangle<T> triangle(n);
   const size_t count = triangle_offset(n);
   T* values = triangle.row(0);
+  const int half = exponent / 2;  // in two steps, because 2^-exponent itself may overflow
+  const auto first = static_cast<T>(std::ldexp(1.0, -half)), second = static_cast<T>(std::ldexp(1.0, half - exponent));
   pool.run_ranges(count, kPerTask, [&](size_t begin, size_t end) {
     for (size_t k = begin; k < end; ++k) {
-      const auto value = static_cast<T>(condensed[count - 1 - k]);
+      const T value = static_cast<T>(condensed[count - 1 - k]) * first * second;
       values[k] = square ? value * value : value;
     }
   });
@@ -115,14 +140,17 @@ std::vector<Merge> precomputed_linkage(const Scalar* condensed, size_t n, Method
     return prim(n, length, pool, monitor);
   }
   const bool ward = method == Method::ward;
-  const std::function<double(double)> height = [ward](double cost) { return ward ? std::sqrt(cost) : cost; };
+  const int exponent = exponent_for(method, condensed, triangle_offset(n), pool);
+  const std::function<double(double)> height = [=](double cost) {
+    return std::ldexp(ward ? std::sqrt(cost) : cost, exponent);
+  };
   const std::vector<double> sizes(n, 1.0);
   if (method == Method::complete) {
-    return rounds_over(reversed_triangle<Scalar>(condensed, n, false, pool), method, sizes, reversed_ids(n), height,
-                       threshold, pool, monitor);
+    return rounds_over(reversed_triangle<Scalar>(condensed, n, false, exponent, pool), method, sizes, reversed_ids(n),
+                       height, threshold, pool, monitor);
   }
-  return rounds_over(reversed_triangle<double>(condensed, n, ward, pool), method, sizes, reversed_ids(n), height,
-                     threshold, pool, monitor);
+  return rounds_over(reversed_triangle<double>(condensed, n, ward, exponent, pool), method, sizes, reversed_ids(n),
+                     height, threshold, pool, monitor);
 }
 
 template std::vector<Merge> precomputed_linkage(const float*, size_t, Method, double, ThreadPool&, Monitor&);

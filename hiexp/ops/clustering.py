@@ -89,7 +89,8 @@ def linkage(
         computed, in units of n (n - 1) / 2), ``rescans`` (rows scanned again after the first pass),
         ``certified_share`` (share of scanned rows whose nearest neighbour the low-precision candidates and their bound
         decided), ``exact_rows`` (rows computed in float64 throughout), ``duplicates`` (rows equal to an earlier one),
-        ``merges``, ``n_threads``, ``seconds``.
+        ``merges``, ``matrix_dtype`` ("float32" or "float64" of the matrix of distances, "" without one), ``rechecks``
+        (distances of clusters that a float32 matrix left open, computed again in float64), ``n_threads``, ``seconds``.
 
     Raises:
         ValueError: NaN, infinity, a zero row under cosine, no rows or columns, an unknown method or metric, a metric
@@ -192,9 +193,11 @@ def check_metric(name: str, metric: Any, method: str) -> str:
 
 
 def check_threshold(name: str, threshold: Any) -> float:
+    if isinstance(threshold, np.floating | np.integer):
+        threshold = float(threshold)
     if threshold is None or (isinstance(threshold, float) and threshold == math.inf):
         return math.inf
-    return check_number(name, float(threshold) if isinstance(threshold, np.floating | np.integer) else threshold, 0.0)
+    return check_number(name, threshold, 0.0)
 
 
 def check_count(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
@@ -211,10 +214,14 @@ def as_array(name: str, X: Any) -> np.ndarray:
     if is_tensor(X):
         if X.device.type != "cpu":
             raise ValueError(f"{name}: expected a tensor on the CPU, got one on {X.device}")
+        if str(X.layout) != "torch.strided":
+            raise TypeError(f"{name}: expected a dense tensor, got one with layout {X.layout}")
         X = X.detach()
         # numpy has no bfloat16; every bfloat16 is a float32.
         values: np.ndarray = (X.float() if str(X.dtype) == "torch.bfloat16" else X).numpy()
         return values
+    if np.ma.is_masked(X):
+        raise ValueError(f"{name}: expected an array without masked entries, got {np.ma.count_masked(X)} masked")
     if isinstance(X, np.ndarray) or not hasattr(X, "__dlpack__"):
         try:
             return np.asarray(X)

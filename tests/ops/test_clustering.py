@@ -61,7 +61,7 @@ def test_equals_scipy_without_ties(method, metric, n, d):
 @pytest.mark.parametrize(("method", "metric"), CASES)
 @pytest.mark.parametrize("kind", [random_rows, grid, equidistant, star, blobs])
 def test_threads_do_not_matter(method, metric, kind):
-    X = kind(np.random.default_rng(11), 700 if kind is not star else 200, 9)
+    X = kind(np.random.default_rng(11), {star: 200, equidistant: 400}.get(kind, 700), 9)
     one, four = (hiexp.linkage(X, method, metric, n_threads=n) for n in (1, 4))
     np.testing.assert_array_equal(one, four)
 
@@ -134,6 +134,18 @@ def test_torch_in_torch_out():
     np.testing.assert_array_equal(half.numpy(), hiexp.linkage(X.detach().bfloat16().float()).numpy())
 
 
+def test_sparse_tensors_are_refused():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match=r"X: expected a dense tensor, got one with layout torch.sparse_coo"):
+        hiexp.linkage(torch.eye(3).to_sparse())
+
+
+@pytest.mark.parametrize("infinity", [float("inf"), np.float64("inf"), np.float32("inf")])
+def test_an_infinite_threshold_is_none(infinity):
+    X = np.random.default_rng(0).normal(size=(30, 4))
+    np.testing.assert_array_equal(hiexp.linkage(X, threshold=infinity), hiexp.linkage(X))
+
+
 def test_input_is_left_alone():
     X = np.random.default_rng(0).normal(size=(30, 4))
     before = X.copy()
@@ -178,6 +190,8 @@ def test_one_and_two_rows(method, metric):
         ([[1.0]], {"threshold": np.nan}, ValueError, ["threshold", "nan"]),
         ([[1.0]], {"threshold": "1"}, TypeError, ["threshold", "number", "'1'"]),
         ([[1.0]], {"device": "tpu"}, ValueError, ["device", "'cuda'", "'tpu'"]),
+        (np.ma.masked_equal([[1.0], [2.0]], 2.0), {}, ValueError, ["X", "masked", "1"]),
+        (np.ma.masked_equal([1.0, 2.0, 3.0], 2.0), {"metric": "precomputed"}, ValueError, ["X", "masked", "1"]),
         ([[1.0]], {"n_threads": 0}, ValueError, ["n_threads", "1..", "0"]),
         ([[1.0]], {"n_threads": 1.5}, TypeError, ["n_threads", "integer", "1.5"]),
     ],

@@ -144,7 +144,7 @@ def kinds(draw, most=60):
 
 
 @every_case
-@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(X=kinds())
 def test_every_merge_is_a_global_minimum(method, metric, X):
     Z = hiexp.linkage(X, method, metric)
@@ -161,7 +161,7 @@ matrices = st.tuples(st.integers(1, 9), st.integers(1, 3)).flatmap(
 
 
 @every_case
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
 @given(X=matrices)
 def test_any_small_matrix(method, metric, X):
     if metric == "cosine":
@@ -172,7 +172,7 @@ def test_any_small_matrix(method, metric, X):
 @every_case
 @pytest.mark.parametrize("kind", [normal, grid, offset, blobs, far_and_near, heavy_tails])
 def test_a_few_larger_inputs(method, metric, kind):
-    X = kind(np.random.default_rng(1), 150, 6)
+    X = kind(np.random.default_rng(1), 100, 6)
     assert_exact(X, hiexp.linkage(X, method, metric), method, metric)
 
 
@@ -186,7 +186,7 @@ def test_extreme_shapes(method, metric, n, d):
 
 
 @every_case
-@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@settings(max_examples=10, deadline=None, derandomize=True, database=None)
 @given(X=kinds(30))
 def test_float32_rows(method, metric, X):
     X = X.astype(np.float32)
@@ -197,7 +197,7 @@ def test_float32_rows(method, metric, X):
 
 
 @every_case
-@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@settings(max_examples=10, deadline=None, derandomize=True, database=None)
 @given(X=kinds(30), exponent=st.integers(-440, 440))
 def test_powers_of_two_change_only_the_scale(method, metric, X, exponent):
     # From 1e-265 to 1e265, or the root of that: its square is the distance.
@@ -212,7 +212,7 @@ def test_powers_of_two_change_only_the_scale(method, metric, X, exponent):
 
 
 @every_case
-@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@settings(max_examples=10, deadline=None, derandomize=True, database=None)
 @given(integers=extra.arrays(np.int64, st.tuples(st.integers(2, 12), st.integers(1, 3)), elements=st.integers(0, 9000)))
 def test_denormals(method, metric, integers):
     X = integers * TINIEST
@@ -222,7 +222,7 @@ def test_denormals(method, metric, integers):
 
 
 @every_case
-@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
 @given(X=kinds(40), quantile=st.floats(0, 1), nudge=st.sampled_from((0.0, 1e-9, -1e-9)))
 def test_threshold_gives_a_valid_partial_tree(method, metric, X, quantile, nudge):
     full = hiexp.linkage(X, method, metric)[:, 2]
@@ -291,7 +291,7 @@ def square_of(y):
 
 
 @pytest.mark.parametrize("method", METHODS[1:])
-@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(y=condensed)
 def test_precomputed_distances(method, y):
     Z = hiexp.linkage(y, method, "precomputed")
@@ -305,7 +305,7 @@ def test_precomputed_distances(method, y):
 
 
 @pytest.mark.parametrize("method", METHODS[1:])
-@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@settings(max_examples=10, deadline=None, derandomize=True, database=None)
 @given(y=condensed)
 def test_precomputed_float32(method, y):
     y = np.minimum(y, 1e30).astype(np.float32)
