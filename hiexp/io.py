@@ -93,7 +93,7 @@ def read_jsonl(
                 seen += 1
                 yield line_number, row
     except gzip.BadGzipFile as error:
-        raise DataError(f"{path}: expected gzip data, as its name says, got something else") from error
+        raise DataError(f"{path}:1: expected gzip data, as its name says, got something else") from error
     except (EOFError, zlib.error) as error:
         raise DataError(f"{path}:{line_number + 1}: truncated or damaged gzip data ({error})") from error
     if seen == 0 and not torn_tail:
