@@ -94,17 +94,17 @@ def measure(row: Row, texts: list[str]) -> dict[str, Any]:
     threshold = None
     if row.quantile is not None:
         threshold = float(np.quantile(hiexp.linkage(X, *row.case)[:, 2], row.quantile))
-    own = functools.partial(_own, threshold=threshold, n_threads=row.n_threads)
+    stats: dict[str, Any] = {}
+
+    def own(rows: np.ndarray, method: str, metric: str) -> None:
+        _, found = hiexp.linkage(rows, method, metric, threshold=threshold, n_threads=row.n_threads, return_stats=True)
+        stats.update(found)
+
     providers = {OURS: (own, row.rounds)}
     providers |= {name: (run, row.peers[name]) for name, run in PROVIDERS.items() if name in row.peers}
     seconds = bench.measure(providers, X, *row.case)
     own_memory = bench.peak_megabytes(OURS, row.n, row.d, *row.case) if row.part in ("sizes", "large") else None
-    _, stats = hiexp.linkage(X[: min(row.n, 10_000)], *row.case, threshold=threshold, return_stats=True)
     return {"seconds": seconds, "peers": dict(row.peers), "peak_mb": own_memory, "threshold": threshold, "stats": stats}
-
-
-def _own(X: np.ndarray, method: str, metric: str, *, threshold: float | None, n_threads: int | None) -> object:
-    return hiexp.linkage(X, method, metric, threshold=threshold, n_threads=n_threads)
 
 
 @functools.cache

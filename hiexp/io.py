@@ -77,7 +77,7 @@ def read_jsonl(
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: expected a file, it is a folder" if path.is_dir() else f"{path}: no such file")
     line_number, seen = 0, 0
     opener: Any = gzip.open if path.name.endswith(".gz") else open
     try:
@@ -92,7 +92,9 @@ def read_jsonl(
                     raise DataError(f"{path}:{line_number}: expected the key(s) {names}; got {sorted(row)[:12]}")
                 seen += 1
                 yield line_number, row
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except gzip.BadGzipFile as error:
+        raise DataError(f"{path}:1: expected gzip data, as its name says, got something else") from error
+    except (EOFError, zlib.error) as error:
         raise DataError(f"{path}:{line_number + 1}: truncated or damaged gzip data ({error})") from error
     if seen == 0 and not torn_tail:
         raise DataError(f"{path}: empty file, expected JSON lines")

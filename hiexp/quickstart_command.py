@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
         config = config.short()
     if args.seed is not None:
         config = replace(config, seed=args.seed)
+    if args.steps is not None and args.steps < 1:
+        raise ValueError(f"--steps: expected at least 1, got {args.steps}")
     if args.steps is not None:
         config = replace(config, train=replace(config.train, run=replace(config.train.run, steps=args.steps)))
 

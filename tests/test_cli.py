@@ -41,6 +41,14 @@ def test_traceback_shows_where(tmp_path):
         cli.main(["--traceback", "distill", str(tmp_path / "missing.jsonl"), "--out", str(tmp_path / "hek.sqlite")])
 
 
+def test_flags_are_not_abbreviated(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["quickstart", "--step", "5"])
+    assert "unrecognized arguments: --step 5" in capsys.readouterr().err
+    assert cli.main(["quickstart", "--steps", "0"]) == 2
+    assert "--steps: expected at least 1, got 0" in capsys.readouterr().err
+
+
 def test_no_command_prints_usage(capsys):
     with pytest.raises(SystemExit) as exit_info:
         cli.main([])

@@ -72,6 +72,8 @@ def test_a_log_cut_short_loses_only_its_torn_line(tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(DataError, match=r"nothing\.jsonl: no such file"):
         list(read_jsonl(tmp_path / "nothing.jsonl"))
+    with pytest.raises(DataError, match="expected a file, it is a folder"):
+        list(read_jsonl(tmp_path))
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "not gzip"])

@@ -31,6 +31,7 @@ def eval_command(args: argparse.Namespace) -> int:
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise ValueError(f"--json: no such folder: {Path(args.json).parent}")
     if args.trajectories:
+        _check_no_model_flags(args)
         result = _eval_trajectories(args)
         _print_table({"logs": result})
     else:
@@ -122,6 +123,17 @@ def _write_rollouts(folder: Path, arms: Mapping[str, Arm | None]) -> None:
     for name, arm in arms.items():
         if arm is not None:
             write_jsonl(folder / f"{name}.jsonl.gz", [rollout.to_json() for rollout in arm.rollouts])
+
+
+def _check_no_model_flags(args: argparse.Namespace) -> None:
+    """Stored answers are not answered again: a flag about that would be ignored."""
+    given = {
+        "CONFIG": args.config, "--model": args.model, "--hek": args.hek, "--corpus": args.corpus, "--set": args.set,
+        "--out": args.out, "--samples": args.samples > 1, "--seed": args.seed,
+    }  # fmt: skip
+    unused = [flag for flag, value in given.items() if value]
+    if unused:
+        raise ValueError(f"--trajectories: scores stored answers and takes no {', '.join(unused)}")
 
 
 def _eval_trajectories(args: argparse.Namespace) -> dict[str, Any]:

@@ -85,6 +85,8 @@ def build_hierarchy(
         min_cluster_size: least members of a cluster that makes an entry, 1 or more.
         embed: cluster on titles, or on titles with descriptions (thresholds are then calibrated on those texts).
     """
+    if not hasattr(hek, "transaction"):
+        raise TypeError(f"hek: expected an open HEK (HEK.open(path, 'w')), got {type(hek).__name__} {hek!r:.80}")
     _check_arguments(thresholds, min_cluster_size, embed)
     summariser = summariser or ExtractiveSummariser()
     rejected: Sequence[RejectedReply] = getattr(summariser, "rejected", ())

@@ -61,6 +61,8 @@ def build_command(args: argparse.Namespace) -> int:
         summariser = _summariser(args.summariser)
         given = {"E2": args.threshold_e2, "E3": args.threshold_e3}
         thresholds = {level: value for level, value in given.items() if value is not None}
+        if not hek.entries("E1", "active"):
+            raise ValueError(f"{args.hek}: no lessons (E1) to build on; distil questions with right and wrong attempts first")
         report = hek.build_hierarchy(thresholds=thresholds, summariser=summariser, embed=args.embed)
         print(report)
         if args.picture is not None:
@@ -80,7 +82,7 @@ def query_command(args: argparse.Namespace) -> int:
         hits = [
             hit
             for level in LEVELS
-            if level in args.level
+            if level in (args.level or LEVELS)
             for hit in hek.retrieve(args.text, level=level, top_k=args.top_k, threshold=args.threshold)
         ]
         threshold = hek.calibration.thresholds["E1"]

@@ -167,11 +167,13 @@ class Snapshot:
                 answer.
 
         Raises:
-            ValueError: unknown level, ``top_k`` < 1, or lengths that differ.
+            ValueError: unknown level, ``top_k`` < 1, a threshold outside -1..2, or lengths that differ.
         """
         levels = _check_levels(level)
         if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
             raise ValueError(f"top_k: expected a positive integer, got {top_k!r}")
+        if threshold is not None and not -1.0 <= threshold <= 2.0:  # NaN too
+            raise ValueError(f"threshold: expected a similarity in -1..2 (above 1 serves nothing), got {threshold!r}")
         questions = [None] * len(texts) if exclude_questions is None else list(exclude_questions)
         if len(questions) != len(texts):
             raise ValueError(f"exclude_questions: expected {len(texts)} items, one a text, got {len(questions)}")

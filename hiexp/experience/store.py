@@ -126,6 +126,8 @@ class HEK:
         Raises:
             TypeError, ValueError: a field of a wrong type, an unknown level or status, an exp_id already taken.
         """
+        if isinstance(experiences, Experience):
+            raise TypeError("experiences: expected a list of Experience, got one Experience")
         batch = [validate(experience) for experience in experiences]
         with self.transaction():
             self._encode_titles([experience.title for experience in batch])

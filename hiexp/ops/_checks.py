@@ -27,6 +27,11 @@ def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
+def check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {describe(value)}")
+
+
 def check_number(name: str, value: Any, minimum: float, *, exclusive: bool = False) -> float:
     """A finite real number at or above ``minimum`` (above it with ``exclusive``)."""
     if isinstance(value, bool) or not isinstance(value, int | float):

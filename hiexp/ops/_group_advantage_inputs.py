@@ -63,7 +63,10 @@ def as_labels(value: Any, rewards: Any) -> Any:
     labels = _to_kind("group_ids", np.empty(0, np.int64) if empty else _as_array("group_ids", value), rewards)
     name = dtype_name(labels)
     if "int" not in name and name != "bool":
-        raise TypeError(f"group_ids: expected integer labels, got {describe(labels)}")
+        raise TypeError(
+            f"group_ids: expected integer labels, got {describe(labels)}; np.unique(names, return_inverse=True)[1] "
+            "numbers names"
+        )
     check_shape("group_ids", labels, (rewards.shape[0],), "one label a reward")
     if is_tensor(labels):
         # torch can hardly compute with the unsigned types above 8 bits.

@@ -131,7 +131,8 @@ def cut_tree(Z: Any, n: int, *, threshold: float | None = None, n_clusters: int 
         Z: (m, 4) linkage matrix with ascending heights, full or cut off at a threshold; numpy array or torch tensor.
         n: number of leaves.
         threshold: merge iff height < threshold (scikit-learn's convention; ``scipy.cluster.hierarchy.fcluster`` merges
-            at height == threshold too).
+            at height == threshold too). Of a tree that was cut off it must not be above the threshold of that cut: the
+            tree does not hold the merges beyond, and cannot tell.
         n_clusters: stop at this many clusters, 1..n. Exactly one of the two must be given.
 
     Returns:
@@ -245,7 +246,24 @@ def _as_linkage(Z: Any, n: int) -> np.ndarray:
     if len(descents) or np.isnan(z[:, 2]).any():
         row = int(descents[0]) + 1 if len(descents) else 0
         raise ValueError(f"Z: expected ascending heights, got {z[row, 2]} in row {row}")
+    _check_sizes(z, n)
     return z
+
+
+def _check_sizes(z: np.ndarray, n: int) -> None:
+    """A tree of another number of leaves shows in the sizes: its node n would be a leaf here."""
+    known = np.concatenate([np.ones(n), z[:, 3]])
+    children = z[:, :2]
+    if len(z) == 0 or not ((children >= 0) & (children < len(known))).all():
+        return  # the native code names nodes that do not exist
+    sizes = known[children.astype(np.int64)].sum(axis=1)
+    wrong = np.flatnonzero(sizes != z[:, 3])
+    if len(wrong):
+        row = int(wrong[0])
+        raise ValueError(
+            f"Z: expected a linkage matrix of n = {n} leaves, got {z[row, 3]:g} leaves in row {row}, whose children have "
+            f"{sizes[row]:g}"
+        )
 
 
 def _check_device(device: Any) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hiexp._extras import require
-from hiexp.ops._checks import check_choice, check_number, describe, is_tensor
+from hiexp.ops._checks import check_choice, check_flag, check_number, describe, is_tensor
 from hiexp.ops.token_logprobs import token_logprobs
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def score_group(
         temperature: logits are divided by this positive number.
         entropy: also compute the entropy, with its gradient.
         return_hidden: also return the hidden states, e.g. for :func:`hiexp.linear_policy_loss`.
-        impl: the attention: ``"flash"`` (flash kernels of torch; float16 or bfloat16 on a GPU), ``"torch"``; None
-            takes ``"flash"`` wherever it works.
+        impl: the attention: ``"flash"`` (flash kernels of torch: any dtype on a CPU, float16 or bfloat16 on a GPU),
+            ``"torch"``; None takes ``"flash"`` wherever it works.
 
     Log-probs and gradients are those of scoring every response alone, up to the order of summation. Dropout, where the
     model is in training mode and has any, is drawn once for the prefix instead of G times.
@@ -80,6 +80,7 @@ def score_group(
             not integers or outside the vocabulary, more tokens than the model has positions, a mask of other lengths.
     """
     causal = check_model(model)
+    check_flag("entropy", entropy)
     vocabulary = causal.get_input_embeddings().weight
     temperature = check_number("temperature", temperature, 0.0, exclusive=True)
     if impl is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hiexp._extras import require
 from hiexp.ops import reference
-from hiexp.ops._checks import check_choice, check_number, check_shape, describe, is_tensor
+from hiexp.ops._checks import check_choice, check_flag, check_number, check_shape, describe, is_tensor
 from hiexp.ops._logprob_operator import operator
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def token_logprobs(
         TypeError, ValueError: wrong types, shapes, devices, or a target outside the vocabulary (the row is named).
     """
     _check_tensors(hidden, weight, targets, bias)
+    check_flag("entropy", entropy)
     temperature = _check_temperature(temperature, hidden)
     if rows is not None:
         rows = _check_rows(rows, hidden)

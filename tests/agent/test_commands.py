@@ -145,6 +145,7 @@ def test_evaluation_of_logs(given, tmp_path):
         (["rollout", "--out", "x", "--questions", "q", "--set", "rollout.top=1"], "top"),
         (["rollout", "--out", "x", "--questions", "absent.jsonl"], "absent.jsonl: no such file"),
         (["eval", "--trajectories", "absent.jsonl"], "absent.jsonl"),
+        (["eval", "--trajectories", "t", "--hek", "h", "--samples", "2"], "takes no --hek, --samples"),
     ],
 )
 def test_errors_come_before_any_work(arguments, message, tmp_path, monkeypatch):

@@ -251,6 +251,8 @@ def test_an_empty_snapshot_serves_nothing():
         ({"level": []}, "level: expected"),
         ({"top_k": 0}, "top_k: expected a positive integer, got 0"),
         ({"top_k": 2.0}, "top_k: expected a positive integer"),
+        ({"threshold": float("nan")}, "threshold: expected a similarity in -1..2"),
+        ({"threshold": 5.0}, "threshold: expected a similarity in -1..2"),
     ],
 )
 def test_bad_options(options, message):

@@ -114,6 +114,8 @@ def test_a_batch_is_stored_whole_or_not_at_all(hek):
 def test_bad_fields(hek, fields, error, message):
     with pytest.raises(error, match=message):
         hek.add([lesson(1, **fields)])
+    with pytest.raises(TypeError, match="expected a list of Experience, got one Experience"):
+        hek.add(lesson(1))
     with pytest.raises(TypeError, match="expected an Experience, got dict"):
         hek.add([{"title": "x"}])
 

@@ -332,6 +332,7 @@ GOOD = [[0.0, 1.0, 0.5, 2.0], [2.0, 3.0, 1.0, 3.0]]
         ([[0.0, 7.0, 0.5, 2.0]], 3, {"n_clusters": 2}, ValueError, ["Z", "row 0", "7."]),
         ([[0.0, 1.0, np.nan, 2.0]], 3, {"n_clusters": 2}, ValueError, ["Z", "ascending", "nan"]),
         ([[0.0, 1.0, 0.5]], 3, {"n_clusters": 2}, ValueError, ["Z", "(m, 4)", "(1, 3)"]),
+        (GOOD, 4, {"threshold": 2.0}, ValueError, ["Z", "n = 4", "row 1", "3 leaves", "2"]),
     ],
 )
 def test_bad_trees_are_named(Z, n, keywords, error, words):

@@ -317,6 +317,7 @@ H, W, T = torch.randn(4, 3), torch.randn(7, 3), torch.tensor([0, 1, 2, 6])
         ((H, W, T), {"rows": torch.ones(3, dtype=torch.bool)}, ValueError, r"rows: expected shape \(4,\)"),
         ((H, W, T), {"rows": torch.tensor([0, 4])}, ValueError, r"rows: expected indices in 0..3, got 0 .. 4"),
         ((H, W, T), {"rows": torch.ones(4)}, TypeError, "rows: expected a bool mask"),
+        ((H, W, T), {"entropy": "yes"}, TypeError, "entropy: expected True or False, got str 'yes'"),
         (
             (H, W, T),
             {"impl": "cuda"},
