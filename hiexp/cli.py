@@ -7,11 +7,11 @@ shows where it came from.
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import hiexp
 
@@ -27,21 +27,23 @@ _COMMAND_MODULES = (
 )
 
 
-# Without abbreviations: a misspelt flag must not be taken for another one.
-_command_parser = functools.partial(argparse.ArgumentParser, allow_abbrev=False)
+class _Parser(argparse.ArgumentParser):
+    """Without abbreviations: a misspelt flag must not be taken for another one."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line as one argparse parser."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="hiexp",
-        allow_abbrev=False,
         description="Train search agents on hierarchical experience knowledge (HEK) drawn from their own trajectories.",
         epilog="Start with: hiexp quickstart",
     )
     parser.add_argument("--version", action="version", version=f"hiexp {hiexp.__version__}")
     parser.add_argument("--traceback", action="store_true", help="show the full traceback of an error")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_command_parser)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in _COMMAND_MODULES:
         importlib.import_module(module).register(subparsers)
     return parser

@@ -168,7 +168,10 @@ def _routes(info: dict[str, Any], gpu_usable: bool) -> list[tuple[str, str]]:
     cuda = gpu_usable and "cuda" in info["backends"]
     threads = f"C++ on the CPU, {info['threads']} threads"
     on_gpu = "CUDA (ward, average, weighted)" if cuda else None
-    rows = [("linkage, clustering", _by_device(on_gpu, threads)), ("group_advantage", _by_device("CUDA" if cuda else None, threads))]
+    rows = [
+        ("linkage, clustering", _by_device(on_gpu, threads)),
+        ("group_advantage", _by_device("CUDA" if cuda else None, threads)),
+    ]
     gpu = gpu_usable and importlib.util.find_spec("triton") is not None
     for name, on_gpu, on_cpu in (
         ("token_logprobs", "torch products + Triton row kernels", "torch products + C++ row kernels"),

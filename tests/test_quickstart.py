@@ -173,7 +173,7 @@ def test_options_reach_the_settings_and_bad_ones_are_refused(tmp_path: Path, mon
     short = QuickstartConfig().short()
     expected = replace(short, seed=7, train=replace(short.train, run=replace(short.train.run, steps=5)))
     assert seen == [(expected, str(tmp_path))]
-    with pytest.raises(ValueError, match="steps: expected a number >= 0, got -1"):
+    with pytest.raises(ValueError, match="--steps: expected at least 1, got -1"):
         run("--steps", "-1")
 
 

@@ -62,7 +62,9 @@ def build_command(args: argparse.Namespace) -> int:
         given = {"E2": args.threshold_e2, "E3": args.threshold_e3}
         thresholds = {level: value for level, value in given.items() if value is not None}
         if not hek.entries("E1", "active"):
-            raise ValueError(f"{args.hek}: no lessons (E1) to build on; distil questions with right and wrong attempts first")
+            raise ValueError(
+                f"{args.hek}: no lessons (E1) to build on; distil questions with right and wrong attempts first"
+            )
         report = hek.build_hierarchy(thresholds=thresholds, summariser=summariser, embed=args.embed)
         print(report)
         if args.picture is not None:

@@ -96,7 +96,9 @@ def _register_query(subparsers: Any) -> None:
     parser.add_argument("text", help="a question or a search query")
     parser.add_argument("--level", action="append", choices=LEVELS, help="only this level; may be given again")
     parser.add_argument("--top-k", type=int, default=3, help="entries per level (default 3)")
-    parser.add_argument("--threshold", type=float, help="least similarity, -1..1, for every level; -1 shows the nearest")
+    parser.add_argument(
+        "--threshold", type=float, help="least similarity, -1..1, for every level; -1 shows the nearest"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per entry")
 
 

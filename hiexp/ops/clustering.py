@@ -261,8 +261,8 @@ def _check_sizes(z: np.ndarray, n: int) -> None:
     if len(wrong):
         row = int(wrong[0])
         raise ValueError(
-            f"Z: expected a linkage matrix of n = {n} leaves, got {z[row, 3]:g} leaves in row {row}, whose children have "
-            f"{sizes[row]:g}"
+            f"Z: expected a linkage matrix of n = {n} leaves, got {z[row, 3]:g} leaves in row {row}, whose children "
+            f"have {sizes[row]:g}"
         )
 
 
