@@ -136,9 +136,10 @@ def markdown(result: Mapping[str, Any]) -> str:
         lines += ["", f"**{part}**", "", "| rows | " + " | ".join(names) + " | passes | rescans |"]
         lines.append("| --- |" + " ---: |" * (len(names) + 2))
         for key, row in mine.items():
-            stats = row["stats"]
             cells = [_cell(row, name) for name in names]
-            lines.append(f"| {key} | " + " | ".join(cells) + f" | {stats['passes']:.2f} | {stats['rescans']:,} |")
+            stats = row["stats"]
+            cells += [f"{stats['passes']:.2f}", f"{stats['rescans']:,}"] if stats else ["–", "–"]
+            lines.append(f"| {key} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
