@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from hiexp._extras import require
 from hiexp.ops._checks import check_choice, describe, is_tensor
-from hiexp.ops._policy_batch import Settings, check_settings, check_tokens
+from hiexp.ops._policy_batch import Settings, check_precision, check_settings, check_tokens
 from hiexp.ops._policy_operator import COUNTS, operator
 from hiexp.ops._policy_terms import MAXIMA, SUMS
 
@@ -126,7 +126,7 @@ def policy_loss(
     """Loss of packed rollouts; N tokens, S sequences.
 
     Args:
-        logprobs: (N,) log-probs of the policy being trained, with gradient.
+        logprobs: (N,) float32 or float64 log-probs of the policy being trained, with gradient.
         old_logprobs: (N,) log-probs of the policy that is the denominator of the ratio, without gradient. None: the
             policy is still the one that acted, every ratio is 1 and the gradient is the plain policy gradient.
         advantages: (S,) one a sequence, or (N,) one a token; (S,) is meant where S == N.
@@ -166,7 +166,7 @@ def policy_loss(
         raise TypeError(f"logprobs: expected a floating point torch tensor (N,), got {describe(logprobs)}")
     if logprobs.ndim != 1:
         raise ValueError(f"logprobs: expected a 1-D tensor of packed tokens, got {describe(logprobs)}")
-    logprobs = logprobs.to(torch.float64 if logprobs.dtype == torch.float64 else torch.float32)
+    check_precision("logprobs", logprobs)
     inputs = check_tokens(
         logprobs.shape[0], logprobs.device, logprobs.dtype,
         {"old_logprobs": old_logprobs, "ref_logprobs": ref_logprobs, "engine_logprobs": engine_logprobs},

@@ -262,14 +262,23 @@ def test_extreme_ratios_stay_finite():
     assert all(map(math.isfinite, result.metrics.values()))
 
 
-def test_half_precision_is_computed_in_float32():
-    logprobs = torch.tensor([-1.0, -2.0], dtype=torch.bfloat16, requires_grad=True)
-    result = policy_loss(
-        logprobs, logprobs.detach(), torch.ones(1), mask=torch.ones(2), cu_seqlens=torch.tensor([0, 2])
-    )
-    assert result.loss.dtype == torch.float32
-    result.loss.backward()
-    assert logprobs.grad.dtype == torch.bfloat16
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["logprobs", "old_logprobs", "ref_logprobs", "engine_logprobs"])
+def test_half_precision_logprobs_are_refused(name, dtype):
+    given = {key: torch.tensor([-1.0, -2.0]) for key in ("logprobs", "old_logprobs", "ref_logprobs", "engine_logprobs")}
+    given[name] = given[name].to(dtype)
+    with pytest.raises(TypeError, match=f"{name}: expected float32 or float64 log-probs, got {str(dtype)[6:]}"):
+        policy_loss(**given, advantages=torch.ones(1), mask=torch.ones(2), cu_seqlens=torch.tensor([0, 2]))
+
+
+@pytest.mark.parametrize("name", ["old_logprobs", "advantages", "mask"])
+def test_mixed_devices_are_named(name):
+    given = {
+        "logprobs": torch.zeros(2), "old_logprobs": torch.zeros(2), "advantages": torch.ones(2), "mask": torch.ones(2),
+    }  # fmt: skip
+    given[name] = given[name].to("meta")
+    with pytest.raises(ValueError, match=f"{name}: expected a tensor on cpu, where logprobs are, got one on meta"):
+        policy_loss(**given, cu_seqlens=torch.tensor([0, 2]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
