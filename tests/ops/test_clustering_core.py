@@ -236,6 +236,8 @@ def test_interrupt_stops_the_run(method, n):
         import numpy as np
         import hiexp
 
+        # A process started in the background of a script inherits an ignored SIGINT.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         calls = []
         def progress(*call):
             calls.append(call)
