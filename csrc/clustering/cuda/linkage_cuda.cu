@@ -5,6 +5,7 @@
 #include "clustering/cuda/linkage_cuda.h"
 #include "clustering/cuda/scan_bounds.cuh"
 #include "clustering/cuda/scan_costs.cuh"
+#include "clustering/cuda/tail.cuh"
 #include "cuda_device.h"
 
 namespace hiexp::clustering {
@@ -88,6 +89,11 @@ class CudaBackend {
   void octets(const Span& span, int per_item, const Step& step) const {
     const unsigned grid = blocks(span.most * per_item, kThreads / 8);
     if (span.most > 0) octets_kernel<<<grid, kThreads, 0, stream_>>>(span, per_item, step);
+    check_launch();
+  }
+
+  void tail(const Clusters& c) const {
+    tail_kernel<<<1, kTailThreads, 0, stream_>>>(c);
     check_launch();
   }
 
