@@ -153,11 +153,13 @@ size_t linkage_cuda_bytes(size_t n, size_t d) {
 }
 
 std::vector<Merge> linkage_cuda(const DeviceRows& rows, Method method, Metric metric, double threshold, void* workspace,
-                                cudaStream_t stream, Monitor& monitor) {
+                                cudaStream_t stream, int32_t tail, Monitor& monitor) {
+  if (tail < 0 || tail > kTailClusters)
+    throw std::invalid_argument("tail: expected 0 to " + std::to_string(kTailClusters));
   Clusters clusters{};
   const int grid = scan_grid();
-  const Workspace memory(workspace, lay_out(clusters, nullptr, rows.n, rows.d, grid), stream);
-  lay_out(clusters, memory.memory(), rows.n, rows.d, grid);
+  const Workspace memory(workspace, lay_out(clusters, nullptr, rows.n, rows.d, grid, tail), stream);
+  lay_out(clusters, memory.memory(), rows.n, rows.d, grid, tail);
   CudaBackend backend(stream);
   Driver<CudaBackend> driver(backend, clusters, method, metric, threshold, monitor);
   const auto width = static_cast<int64_t>(rows.d);
