@@ -46,11 +46,11 @@ PYBIND11_MODULE(_core, m) {
   m.def("linkage", &clustering::linkage<double>, "rows"_a.noconvert(), "method"_a, "metric"_a, "threshold"_a,
         "n_threads"_a, "progress"_a);
   m.def("linkage_device_logic", &clustering::linkage_device_logic<float>, "rows"_a.noconvert(), "method"_a, "metric"_a,
-        "threshold"_a, "progress"_a);
+        "threshold"_a, "tail"_a, "progress"_a);
   m.def("linkage_device_logic", &clustering::linkage_device_logic<double>, "rows"_a.noconvert(), "method"_a, "metric"_a,
-        "threshold"_a, "progress"_a);
+        "threshold"_a, "tail"_a, "progress"_a);
   m.def("linkage_device_logic", &clustering::linkage_device_logic<uint16_t>, "rows"_a.noconvert(), "method"_a,
-        "metric"_a, "threshold"_a, "progress"_a);
+        "metric"_a, "threshold"_a, "tail"_a, "progress"_a);
   m.def("linkage_precomputed", &clustering::linkage_precomputed<float>, "condensed"_a.noconvert(), "n"_a, "method"_a,
         "threshold"_a, "n_threads"_a, "progress"_a);
   m.def("linkage_precomputed", &clustering::linkage_precomputed<double>, "condensed"_a.noconvert(), "n"_a, "method"_a,

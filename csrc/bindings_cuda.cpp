@@ -4,6 +4,7 @@
 
 #include "advantage/binding_cuda.h"
 #include "clustering/cuda/binding_cuda.h"
+#include "clustering/cuda/clusters.h"
 #include "cuda_device.h"
 
 namespace py = pybind11;
@@ -45,5 +46,6 @@ PYBIND11_MODULE(_cuda, m) {
       .value("float64", clustering::Element::float64);
   m.def("linkage_memory", &clustering::bind_linkage_memory, "n"_a, "d"_a, "device"_a);
   m.def("linkage", &clustering::bind_linkage_cuda, "data"_a, "element"_a, "n"_a, "d"_a, "method"_a, "metric"_a,
-        "threshold"_a, "workspace"_a, "device"_a, "stream"_a, "progress"_a);
+        "threshold"_a, "workspace"_a, "device"_a, "stream"_a, "progress"_a,
+        "tail"_a = clustering::device::kTailClusters);
 }

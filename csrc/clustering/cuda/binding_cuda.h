@@ -26,7 +26,7 @@ inline std::pair<size_t, size_t> bind_linkage_memory(size_t n, size_t d, int dev
 
 inline pybind11::tuple bind_linkage_cuda(std::uintptr_t data, Element element, size_t n, size_t d, Method method,
                                          Metric metric, double threshold, std::uintptr_t workspace, int device,
-                                         std::uintptr_t stream, const pybind11::object& progress) {
+                                         std::uintptr_t stream, const pybind11::object& progress, int32_t tail) {
   if (!has_centroids(method, metric)) throw std::invalid_argument("method, metric: no centroid form");
   Monitor monitor(python_report(progress));
   std::vector<double> z;
@@ -35,7 +35,7 @@ inline pybind11::tuple bind_linkage_cuda(std::uintptr_t data, Element element, s
     const DeviceGuard guard(device);
     const DeviceRows rows{reinterpret_cast<const void*>(data), element, n, d};
     z = linkage_matrix(linkage_cuda(rows, method, metric, threshold, reinterpret_cast<void*>(workspace),
-                                    reinterpret_cast<cudaStream_t>(stream), monitor),
+                                    reinterpret_cast<cudaStream_t>(stream), tail, monitor),
                        n, threshold);
     monitor.stats.merges = z.size() / 4;
     monitor.finish(n - 1);

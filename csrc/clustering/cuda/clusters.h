@@ -3,6 +3,8 @@
 // shrinks.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -18,6 +20,7 @@ constexpr int kKeep = kList + 1;              // the last one only bounds what i
 constexpr int kDepthStep = 32;                // halves of a row that a tile of the candidate pass loads at once
 constexpr int kTile = 128;                    // rows and columns of such a tile
 constexpr int kCostRows = 4;                  // rows that share a block's loads in a float64 scan
+constexpr int32_t kTailClusters = 2048;       // finished with a matrix: 32 MiB, within the L2 of an A100 or H100
 constexpr int kParts = 256;                   // partial results of a reduction over rows
 constexpr uint32_t kPending = 0xffffffffu;    // stamp of a list entry whose cost is not known yet
 constexpr int32_t kNoSlot = 0x7fffffff;       // larger than any slot
@@ -29,7 +32,27 @@ struct Record {
   int32_t keep, drop;
   uint32_t round;
   double cost, squares;
+
+  // The order of rounds and slots, whatever order the device wrote them in.
+  bool operator<(const Record& other) const { return round != other.round ? round < other.round : keep < other.keep; }
 };
+
+inline bool runs_on_device(Method method, Metric metric) {
+  return has_centroids(method, metric) &&
+         (method != Method::ward || metric == Metric::euclidean || metric == Metric::cosine);
+}
+
+// The edge of a threshold is decided on heights at the end; here a cluster must be safely above it.
+constexpr double kRetireMargin = 1.0 + 1e-9;
+
+// The cost that centroid_height turns into the threshold, on the safe side; small ones may have underflowed.
+inline double retire_cost(Method method, Metric metric, double threshold, int exponent) {
+  if (threshold == kInfinity) return kInfinity;
+  const bool root = method == Method::ward;
+  const double scaled = std::ldexp(threshold * kRetireMargin, root ? -exponent : -2 * exponent);
+  const double cost = root ? scaled * scaled : scaled * (metric == Metric::cosine ? 2.0 : 1.0);
+  return std::max(cost * (1.0 + 1e-12), 1e-290);
+}
 
 // A cluster in a list; its cost is exact, and belongs to that version of the cluster.
 struct Entry {
@@ -66,6 +89,7 @@ struct Clusters {
   double points;  // rows, duplicates included
   double retire;  // clusters whose neighbours cost this much or more never merge below the threshold
   int32_t grid;   // blocks of a scan
+  int32_t tail;   // so many clusters, or fewer, are finished by the chain of tail_logic.h
 
   double *centroids, *centre;              // (n, d), (d,)
   double *parts, *low, *high;              // (2, kParts, d), (d,), (d,)
@@ -82,6 +106,7 @@ struct Clusters {
   Record* records;                         // (n,)
   Approximate* approximate_parts;          // (grid, kTile, kKeep)
   Exact* exact_parts;                      // (grid, kCostRows, kKeep)
+  double* matrix;                          // (tail, tail)
   Counters* counters;
 
   HIEXP_HD double* centroid(int64_t slot) const { return centroids + slot * d; }
@@ -124,12 +149,13 @@ class Arena {
 };
 
 // Shapes and pieces of a run over (n, d) rows; returns the bytes it needs. With base = nullptr it only measures.
-inline size_t lay_out(Clusters& c, void* base, size_t n, size_t d, int grid) {
+inline size_t lay_out(Clusters& c, void* base, size_t n, size_t d, int grid, int32_t tail = kTailClusters) {
   c.n = static_cast<int32_t>(n);
   c.d = static_cast<int32_t>((d + 7) / 8 * 8);
   c.depth = static_cast<int32_t>((d + kDepthStep - 1) / kDepthStep * kDepthStep);
   c.listed = c.n;
   c.grid = grid;
+  c.tail = std::min(tail, c.n);
   const auto width = static_cast<size_t>(c.d), blocks = static_cast<size_t>(grid);
   Arena arena(base);
   arena.take(c.counters, 1);
@@ -151,6 +177,7 @@ inline size_t lay_out(Clusters& c, void* base, size_t n, size_t d, int grid) {
   arena.take(c.records, n);
   arena.take(c.approximate_parts, blocks * kTile * kKeep);
   arena.take(c.exact_parts, blocks * kCostRows * kKeep);
+  arena.take(c.matrix, static_cast<size_t>(c.tail) * static_cast<size_t>(c.tail));
   return arena.used();
 }
 

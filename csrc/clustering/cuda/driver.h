@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "clustering/cuda/scan_logic.h"
+#include "clustering/cuda/tail_logic.h"
 #include "clustering/monitor.h"
 #include "clustering/points.h"
 
@@ -21,11 +22,6 @@ constexpr int kPathPasses = 8;
 
 // Pair products of one launch of the first pass; so much work lasts about a tenth of a second on an H100.
 constexpr double kPassWork = 2e13;
-
-inline bool runs_on_device(Method method, Metric metric) {
-  return has_centroids(method, metric) &&
-         (method != Method::ward || metric == Metric::euclidean || metric == Metric::cosine);
-}
 
 template <typename Backend>
 class Driver {
@@ -116,19 +112,10 @@ class Driver {
     backend_.each(all(static_cast<int64_t>(c_.n) * c_.d), ShiftAndScale{c_, to.first, to.second});
     backend_.each(all(parts), MeanOfPart{c_});
     backend_.each(all(c_.d), Mean{c_});
-    c_.retire = retire_cost();
+    c_.retire = retire_cost(c_.method, metric_, threshold_, exponent_);
     backend_.each(all(c_.n), StartCluster{c_});
     backend_.teams(all(c_.n), EncodeRow{c_});
     backend_.write(c_.columns, live_.data(), c_.listed);
-  }
-
-  // The cost that centroid_height turns into the threshold, on the safe side; small ones may have underflowed.
-  double retire_cost() const {
-    if (threshold_ == kInfinity) return kInfinity;
-    const bool root = c_.method == Method::ward;
-    const double scaled = std::ldexp(threshold_ * kRetireMargin, root ? -exponent_ : -2 * exponent_);
-    const double cost = root ? scaled * scaled : scaled * (metric_ == Metric::cosine ? 2.0 : 1.0);
-    return std::max(cost * (1.0 + 1e-12), 1e-290);
   }
 
   void first_pass() {
@@ -160,10 +147,14 @@ class Driver {
     monitor_.begin("merge", monitor_.stats.n - 1);
     Counters before{}, now = look();
     while (now.alive > 1) {
-      compact(now.alive);
-      for (int step = 0; step < kStepsPerLook; ++step) {
-        for (int round = 0; round < kRoundsPerStep; ++round) merge_round();
-        scan_step();
+      if (now.alive > kTailLeast && now.alive <= c_.tail) {
+        tail();
+      } else {
+        compact(now.alive);
+        for (int step = 0; step < kStepsPerLook; ++step) {
+          for (int round = 0; round < kRoundsPerStep; ++round) merge_round();
+          scan_step();
+        }
       }
       before = now;
       now = look();
@@ -207,9 +198,20 @@ class Driver {
     finish_scan();
   }
 
+  void tail() {
+    list_live();
+    backend_.octets(listed(), c_.listed, TailCosts{c_});
+    backend_.tail(c_);
+  }
+
   // Halving keeps the total cost below twice the first.
   void compact(int32_t alive) {
     if (2 * static_cast<int64_t>(alive) > c_.listed) return;
+    list_live();
+    for (int pass = 0; pass < kPathPasses; ++pass) backend_.each(all(c_.n), HalvePaths{c_});
+  }
+
+  void list_live() {
     std::vector<State> states(static_cast<size_t>(c_.n));
     backend_.read(states.data(), c_.states, c_.n);
     size_t kept = 0;
@@ -219,17 +221,13 @@ class Driver {
     live_.resize(kept);
     c_.listed = static_cast<int32_t>(kept);
     backend_.write(c_.columns, live_.data(), c_.listed);
-    for (int pass = 0; pass < kPathPasses; ++pass) backend_.each(all(c_.n), HalvePaths{c_});
   }
 
-  // In the order of rounds and slots, whatever order the device wrote them in.
   void append_merges(std::vector<Merge>& merges) const {
     const int32_t count = look().merges;
     std::vector<Record> records(static_cast<size_t>(count));
     backend_.read(records.data(), c_.records, count);
-    std::sort(records.begin(), records.end(), [](const Record& left, const Record& right) {
-      return left.round != right.round ? left.round < right.round : left.keep < right.keep;
-    });
+    std::sort(records.begin(), records.end());
     for (const Record& record : records) {
       merges.push_back({record.keep, record.drop, centroid_height(c_.method, metric_, exponent_, record.cost)});
     }

@@ -24,6 +24,10 @@ struct Alone {
   void sync() const {}
   double sum(double value) const { return value; }
   double max(double value) const { return value; }
+  template <typename Order>
+  Nearest least(const Nearest& mine, const Order&) const {
+    return mine;
+  }
   double squared_distance(const double* x, const double* y, int d) const {
     return clustering::squared_distance(x, y, static_cast<size_t>(d));
   }
@@ -60,6 +64,8 @@ class HostBackend {
     const int64_t end = span.end() * per_item;
     for (int64_t i = span.begin() * per_item; i < end; ++i) step(Alone{}, i);
   }
+
+  void tail(const Clusters& c) const { finish_by_chain(c, Alone{}); }
 
   void scan_bounds(const Clusters& c, const int32_t* rows, const Span& span) const {
     std::vector<float> mine(static_cast<size_t>(c.depth));
@@ -116,17 +122,18 @@ const Half* values(const uint16_t* data) { return reinterpret_cast<const Half*>(
 
 template <typename Scalar>
 py::tuple linkage_device_logic(const py::array_t<Scalar, py::array::c_style>& rows, Method method, Metric metric,
-                               double threshold, const py::object& progress) {
+                               double threshold, int32_t tail, const py::object& progress) {
   const auto n = static_cast<size_t>(rows.shape(0)), d = static_cast<size_t>(rows.shape(1));
   if (!runs_on_device(method, metric)) throw std::invalid_argument("method, metric: no centroid form");
+  if (tail < 0) throw std::invalid_argument("tail: expected a number of clusters");
   const Scalar* data = rows.data();
   Monitor monitor(python_report(progress));
   std::vector<double> z;
   {
     py::gil_scoped_release release;
     Clusters clusters{};
-    std::vector<uint64_t> memory(lay_out(clusters, nullptr, n, d, 1) / sizeof(uint64_t));
-    lay_out(clusters, memory.data(), n, d, 1);
+    std::vector<uint64_t> memory(lay_out(clusters, nullptr, n, d, 1, tail) / sizeof(uint64_t));
+    lay_out(clusters, memory.data(), n, d, 1, tail);
     HostBackend backend;
     Driver<HostBackend> driver(backend, clusters, method, metric, threshold, monitor);
     z = linkage_matrix(driver.run(values(data), static_cast<int64_t>(d)), n, threshold);
@@ -140,7 +147,7 @@ py::tuple linkage_device_logic(const py::array_t<Scalar, py::array::c_style>& ro
 
 #define HIEXP_INSTANTIATE(Scalar)                                                                                 \
   template py::tuple linkage_device_logic(const py::array_t<Scalar, py::array::c_style>&, Method, Metric, double, \
-                                          const py::object&);
+                                          int32_t, const py::object&);
 HIEXP_INSTANTIATE(float)
 HIEXP_INSTANTIATE(double)
 HIEXP_INSTANTIATE(uint16_t)

@@ -8,9 +8,10 @@
 
 namespace hiexp::clustering {
 
-// As linkage() in binding_cpu.h, for the methods the device has; uint16 rows are the bits of float16 values.
+// As linkage() in binding_cpu.h, for the methods the device has; uint16 rows are the bits of float16 values. `tail`:
+// the number of clusters that the chain finishes, 0 for none.
 template <typename Scalar>
 pybind11::tuple linkage_device_logic(const pybind11::array_t<Scalar, pybind11::array::c_style>& rows, Method method,
-                                     Metric metric, double threshold, const pybind11::object& progress);
+                                     Metric metric, double threshold, int32_t tail, const pybind11::object& progress);
 
 }  // namespace hiexp::clustering

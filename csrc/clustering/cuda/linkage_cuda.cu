@@ -5,6 +5,7 @@
 #include "clustering/cuda/linkage_cuda.h"
 #include "clustering/cuda/scan_bounds.cuh"
 #include "clustering/cuda/scan_costs.cuh"
+#include "clustering/cuda/tail.cuh"
 #include "cuda_device.h"
 
 namespace hiexp::clustering {
@@ -91,6 +92,11 @@ class CudaBackend {
     check_launch();
   }
 
+  void tail(const Clusters& c) const {
+    tail_kernel<<<1, kTailThreads, 0, stream_>>>(c);
+    check_launch();
+  }
+
   void scan_bounds(const Clusters& c, const int32_t* rows, const Span& span) const {
     const auto grid = static_cast<unsigned>(c.grid);
     scan_bounds_kernel<<<grid, kThreads, sizeof(BoundTile), stream_>>>(c, rows, span);
@@ -147,11 +153,13 @@ size_t linkage_cuda_bytes(size_t n, size_t d) {
 }
 
 std::vector<Merge> linkage_cuda(const DeviceRows& rows, Method method, Metric metric, double threshold, void* workspace,
-                                cudaStream_t stream, Monitor& monitor) {
+                                cudaStream_t stream, int32_t tail, Monitor& monitor) {
+  if (tail < 0 || tail > kTailClusters)
+    throw std::invalid_argument("tail: expected 0 to " + std::to_string(kTailClusters));
   Clusters clusters{};
   const int grid = scan_grid();
-  const Workspace memory(workspace, lay_out(clusters, nullptr, rows.n, rows.d, grid), stream);
-  lay_out(clusters, memory.memory(), rows.n, rows.d, grid);
+  const Workspace memory(workspace, lay_out(clusters, nullptr, rows.n, rows.d, grid, tail), stream);
+  lay_out(clusters, memory.memory(), rows.n, rows.d, grid, tail);
   CudaBackend backend(stream);
   Driver<CudaBackend> driver(backend, clusters, method, metric, threshold, monitor);
   const auto width = static_cast<int64_t>(rows.d);

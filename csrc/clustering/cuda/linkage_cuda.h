@@ -25,8 +25,10 @@ struct DeviceRows {
 size_t linkage_cuda_bytes(size_t n, size_t d);
 
 // `workspace`: that many bytes on the device, aligned to 256, or nullptr: then the stream's pool gives them. Returns
-// when the work is done. Throws std::invalid_argument for bad values, std::runtime_error for errors of CUDA.
+// when the work is done. `tail`: the number of clusters that the chain finishes, at most kTailClusters; 0 leaves all to
+// rounds, whose heights equal those of the CPU bit by bit. Throws std::invalid_argument for bad values,
+// std::runtime_error for errors of CUDA.
 std::vector<Merge> linkage_cuda(const DeviceRows& rows, Method method, Metric metric, double threshold, void* workspace,
-                                cudaStream_t stream, Monitor& monitor);
+                                cudaStream_t stream, int32_t tail, Monitor& monitor);
 
 }  // namespace hiexp::clustering

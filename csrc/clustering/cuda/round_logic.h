@@ -10,9 +10,6 @@
 
 namespace hiexp::clustering::device {
 
-// The edge of a threshold is decided on heights at the end; here a cluster must be safely above it.
-constexpr double kRetireMargin = 1.0 + 1e-9;
-
 HIEXP_HD inline Rank rank_of(int32_t row, const Entry& entry) {
   return {entry.cost, pair_hash(row, entry.slot), entry.slot};
 }
