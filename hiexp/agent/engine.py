@@ -59,3 +59,23 @@ class Engine(Protocol):
     def open(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Session:
         """Start one row per prompt; ``seeds`` make each row's samples independent of its batch."""
         ...
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], seeds: Sequence[int], context_length: int) -> None:
+    """ValueError for numbers of prompts and seeds that differ, an empty prompt, or one longer than the context."""
+    if len(prompts) != len(seeds):
+        raise ValueError(f"seeds: expected one per prompt ({len(prompts)}), got {len(seeds)}")
+    for row, prompt in enumerate(prompts):
+        if not 0 < len(prompt) <= context_length:
+            raise ValueError(f"prompts[{row}]: expected 1 to {context_length} tokens (context), got {len(prompt)}")
+
+
+def extend_rows(
+    tokens: Sequence[list[int]], rows: Sequence[int], token_ids: Sequence[Sequence[int]], context_length: int
+) -> None:
+    """Append inserted tokens to ``tokens`` of ``rows``; ValueError for a row that would outgrow the context."""
+    for row, ids in zip(rows, token_ids, strict=True):
+        length = len(tokens[row]) + len(ids)
+        if length > context_length:
+            raise ValueError(f"token_ids: row {row} would have {length} tokens, the context is {context_length}")
+        tokens[row].extend(int(token) for token in ids)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hiexp.agent.engine import Generation, Sampling
+from hiexp.agent.engine import Generation, Sampling, check_prompts, extend_rows
 from hiexp.agent.http_json import ServiceError
 from hiexp.agent.openai_server import OpenAIServer
 from hiexp.agent.stopping import StopRule
@@ -39,13 +39,7 @@ class OpenAIEngine:
         Raises:
             ValueError: different numbers of prompts and seeds, an empty prompt, or one longer than the context.
         """
-        if len(prompts) != len(seeds):
-            raise ValueError(f"seeds: expected one per prompt ({len(prompts)}), got {len(seeds)}")
-        for row, prompt in enumerate(prompts):
-            if not 0 < len(prompt) <= self.context_length:
-                raise ValueError(
-                    f"prompts[{row}]: expected 1 to {self.context_length} tokens (context), got {len(prompt)}"
-                )
+        check_prompts(prompts, seeds, self.context_length)
         return OpenAISession(self, prompts, seeds)
 
     def stop_rule(self, stop: Sequence[str]) -> StopRule:
@@ -67,13 +61,7 @@ class OpenAISession:
 
     def extend(self, rows: Sequence[int], token_ids: Sequence[Sequence[int]]) -> None:
         """Append inserted tokens to ``rows``."""
-        for row, ids in zip(rows, token_ids, strict=True):
-            if len(self.tokens[row]) + len(ids) > self.engine.context_length:
-                raise ValueError(
-                    f"token_ids: row {row} would have {len(self.tokens[row]) + len(ids)} tokens, "
-                    f"the context is {self.engine.context_length}"
-                )
-            self.tokens[row].extend(int(token) for token in ids)
+        extend_rows(self.tokens, rows, token_ids, self.engine.context_length)
 
     def generate(
         self, rows: Sequence[int], max_new_tokens: Sequence[int], stop: Sequence[str], sampling: Sampling

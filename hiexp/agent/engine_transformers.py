@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hiexp._extras import require
 from hiexp.agent.decoding import Batch, Turn
-from hiexp.agent.engine import Generation, Sampling
+from hiexp.agent.engine import Generation, Sampling, check_prompts, extend_rows
 from hiexp.agent.sampling import sample, uniforms
 from hiexp.agent.stopping import StopRule
 
@@ -54,13 +54,7 @@ class TransformersEngine:
         Raises:
             ValueError: different numbers of prompts and seeds, an empty prompt, or one longer than the context.
         """
-        if len(prompts) != len(seeds):
-            raise ValueError(f"seeds: expected one per prompt ({len(prompts)}), got {len(seeds)}")
-        for row, prompt in enumerate(prompts):
-            if not 0 < len(prompt) <= self.context_length:
-                raise ValueError(
-                    f"prompts[{row}]: expected 1 to {self.context_length} tokens (context), got {len(prompt)}"
-                )
+        check_prompts(prompts, seeds, self.context_length)
         return TransformersSession(self, prompts, seeds)
 
     def stop_rule(self, stop: Sequence[str]) -> StopRule:
@@ -103,13 +97,7 @@ class TransformersSession:
 
     def extend(self, rows: Sequence[int], token_ids: Sequence[Sequence[int]]) -> None:
         """Append inserted tokens to ``rows``; they reach the model with the next :meth:`generate`."""
-        for row, ids in zip(rows, token_ids, strict=True):
-            if len(self.tokens[row]) + len(ids) > self.engine.context_length:
-                raise ValueError(
-                    f"token_ids: row {row} would have {len(self.tokens[row]) + len(ids)} tokens, "
-                    f"the context is {self.engine.context_length}"
-                )
-            self.tokens[row].extend(int(token) for token in ids)
+        extend_rows(self.tokens, rows, token_ids, self.engine.context_length)
 
     def generate(
         self, rows: Sequence[int], max_new_tokens: Sequence[int], stop: Sequence[str], sampling: Sampling
