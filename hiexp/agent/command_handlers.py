@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from hiexp.agent.command_config import check_counts, config_of, make_actor, numb
 from hiexp.io import DataError, atomic_write, read_jsonl, write_jsonl
 
 if TYPE_CHECKING:
+    from hiexp.experience.ledger import Prices
     from hiexp.experience.retrieve import Snapshot
     from hiexp.rl.act import Actor
     from hiexp.rl.config import TrainConfig
@@ -27,6 +29,9 @@ _UNUSED = ("run", "algorithm", "evaluation")
 
 def rollout_command(args: argparse.Namespace) -> int:
     """``hiexp rollout``."""
+    from hiexp.experience.ledger import Prices
+
+    prices = None if args.price is None else Prices(*args.price)
     check_counts({"--k": args.k, "--shard-questions": args.shard_questions, "--limit": args.limit})
     config = config_of(args, "train")
     k = config.rollout.group_size if args.k is None else args.k
@@ -35,18 +40,21 @@ def rollout_command(args: argparse.Namespace) -> int:
 
     questions = load_questions(config.task.train, config.task.train_split, config.task.train_limit)
     snapshot = read_snapshot(config)
-    out = _output_directory(Path(args.out), _settings(config, k, args.shard_questions, snapshot))
+    out = output_directory(Path(args.out), _settings(config, k, args.shard_questions, snapshot))
     starts = range(0, len(questions), args.shard_questions)
     todo = [start for start in starts if not _shard(out, start).exists()]
     if todo:
         task, actor = make_task(config.task, config.run.seed), make_actor(config)
         for start in todo:
+            begin = time.perf_counter()
             part = range(start, min(start + args.shard_questions, len(questions)))
             rows = _shard_rollouts(actor, task, config, [(place, questions[place]) for place in part], k, snapshot)
             write_jsonl(_shard(out, start), rows)
-            print(f"{_shard(out, start)}: {len(rows)} rollouts, mean {_mean_scores(rows)}", flush=True)
+            pace = f"{time.perf_counter() - begin:.1f} s"
+            print(f"{_shard(out, start)}: {len(rows)} rollouts, mean {_mean_scores(rows)}  ({pace})", flush=True)
     total = [row for start in starts for _, row in read_jsonl(_shard(out, start))]
     print(f"{len(total)} rollouts of {len(questions)} questions: {_mean_scores(total)}")
+    print(_tokens(total, prices))
     print(f"next: hiexp distill {out}/shard_*.jsonl.gz --questions {config.task.train} --out {out}/hek.sqlite")
     return 0
 
@@ -75,7 +83,7 @@ def _settings(config: TrainConfig, k: int, shard_questions: int, snapshot: Snaps
     }
 
 
-def _output_directory(out: Path, settings: dict[str, Any]) -> Path:
+def output_directory(out: Path, settings: dict[str, Any]) -> Path:
     """Create ``out``, or check that what it holds was made with the same settings."""
     from hiexp.rl.config_parse import differing_keys
 
@@ -129,6 +137,18 @@ def _shard_rollouts(
     )
     score_rollouts(rollouts, questions, task, config.task.metric, config.task.malformed_reward)
     return [rollout.to_json() for rollout in rollouts]
+
+
+def _tokens(rows: Sequence[Mapping[str, Any]], prices: Prices | None) -> str:
+    """Tokens of all rollouts; at ``prices`` also their cost on a server without prefix cache, which reads each turn's
+    whole conversation again."""
+    sampled = sum(sum(row["loss_mask"]) for row in rows)
+    inserted = sum(len(row["loss_mask"]) for row in rows) - sampled
+    text = f"{sampled:,} tokens sampled, {inserted:,} inserted (prompts, documents, experience)"
+    if prices is None:
+        return text
+    read = sum(span["start"] for row in rows for span in row["spans"] if span["kind"] == "sampled")
+    return f"{text}; {read:,} read over all turns, cost at most {prices.of(read, sampled):.4f}"
 
 
 def _mean_scores(rows: Sequence[Mapping[str, Any]]) -> str:

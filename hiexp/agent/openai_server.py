@@ -105,6 +105,11 @@ class OpenAIChat:
         """One reply per prompt, in order."""
         return self.server.map(self._reply, prompts)
 
+    @property
+    def usage(self) -> dict[str, int]:
+        """Requests, prompt tokens and completion tokens so far."""
+        return self.server.usage
+
     def _reply(self, prompt: str) -> str:
         body = {
             "messages": [{"role": "user", "content": prompt}],

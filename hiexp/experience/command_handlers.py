@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from hiexp.agent.trajectory import Trajectory
     from hiexp.experience.complete import Complete
     from hiexp.experience.distill import BatchReflector, Reflector, RejectedReply
+    from hiexp.experience.ledger import Tally
     from hiexp.experience.store import HEK
     from hiexp.experience.summarise import Summariser
     from hiexp.tasks.question import Question
@@ -26,8 +28,10 @@ def distill_command(args: argparse.Namespace) -> int:
     """``hiexp distill``."""
     from hiexp.experience.distill import distill, keep_rejected
     from hiexp.experience.importers import F1_THRESHOLD, load_trajectories
+    from hiexp.experience.ledger import Meter, Prices, Tally, add_to_ledger, read_ledger
     from hiexp.tasks.qa import load_questions
 
+    prices = None if args.price is None else Prices(*args.price)
     threshold = F1_THRESHOLD if args.f1_threshold is None else args.f1_threshold
     questions = [question for source in args.questions for question in load_questions(source)]
     groups = load_trajectories(
@@ -37,15 +41,22 @@ def distill_command(args: argparse.Namespace) -> int:
     with _open_or_create(Path(args.out), args.encoder, [group[0].question for group in groups]) as hek:
         hek.register_questions(_questions(groups, questions))
         before, reflector = len(hek), _reflector(engine, hek)
+        earlier = read_ledger(hek).get(args.reflector, Tally())
+        meter = Meter(getattr(reflector, "complete", None), prices)
 
         def save(lessons: Sequence[Experience], rejected: Sequence[RejectedReply]) -> None:
             with hek.transaction():
+                known = hek.database.count(STATUSES)
                 hek.add(lessons)
                 keep_rejected(hek, rejected)
+                new = hek.database.count(STATUSES) - known
+                tally = replace(meter.read(), lessons=new, duplicates=len(lessons) - new, rejected=len(rejected))
+                add_to_ledger(hek, args.reflector, tally)
 
         report = distill(groups, reflector, include_uniform=args.include_uniform, done=_done(hek, groups), save=save)
         print(report)
         _print_stored(hek, len(hek) - before)
+        _print_cost(read_ledger(hek).get(args.reflector, Tally()), earlier)
     print(f"next: hiexp build {args.out}")
     return 0
 
@@ -181,6 +192,18 @@ def _print_stored(hek: HEK, added: int) -> None:
     for reason, count in refused.most_common():
         print(f"{'  quarantined in all':<32}{count:>8,}  {reason}")
     print(f"{hek.path}: {len(hek):,} entries in use")
+
+
+def _print_cost(total: Tally, earlier: Tally) -> None:
+    """Duplicates, and where a language model reflected its tokens: of this command, and of all runs of it."""
+    print(f"{'equal to a lesson stored before':<32}{total.duplicates - earlier.duplicates:>8,}")
+    if not total.requests:
+        return
+    for name in ("requests", "prompt_tokens", "completion_tokens", "seconds", "cost"):
+        now, all_runs = getattr(total, name) - getattr(earlier, name), getattr(total, name)
+        shown = "{:,}" if isinstance(now, int) else "{:,.4f}" if name == "cost" else "{:,.1f}"
+        if name != "cost" or all_runs:
+            print(f"{name.replace('_', ' '):<32}{shown.format(now):>8}  ({shown.format(all_runs)} in all runs)")
 
 
 def _reflector(engine: Engine | Complete | None, hek: HEK) -> Reflector | BatchReflector:

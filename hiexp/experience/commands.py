@@ -1,4 +1,4 @@
-"""The commands ``hiexp distill``, ``build``, ``query`` and ``explain``: trajectories in, a HEK out, a look inside.
+"""The commands ``hiexp distill``, ``build``, ``query``, ``explain``, ``quarantine``: from trajectories to a HEK.
 
 hiexp distill logs/*.jsonl.gz --out hek.sqlite
 hiexp build hek.sqlite
@@ -11,6 +11,7 @@ import argparse
 from typing import Any
 
 from hiexp.experience.command_handlers import build_command, distill_command, explain_command, query_command
+from hiexp.experience.quarantine_command import quarantine_command
 from hiexp.experience.record import LEVELS
 
 _MODEL_HELP = (
@@ -25,6 +26,7 @@ def register(subparsers: Any) -> None:
     _register_build(subparsers)
     _register_query(subparsers)
     _register_explain(subparsers)
+    _register_quarantine(subparsers)
 
 
 def _register_distill(subparsers: Any) -> None:
@@ -58,6 +60,10 @@ def _register_distill(subparsers: Any) -> None:
     parser.add_argument(
         "--include-uniform", action="store_true", help="also reflect on questions all right or all wrong"
     )
+    parser.add_argument(
+        "--price", nargs=2, type=float, metavar=("IN", "OUT"),
+        help="price of a million prompt and of a million reply tokens: the cost is counted beside the tokens",
+    )  # fmt: skip
 
 
 def _register_build(subparsers: Any) -> None:
@@ -110,6 +116,18 @@ def _register_explain(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument("hek", metavar="HEK", help="a HEK made by hiexp distill")
     parser.add_argument("entry", metavar="ENTRY", help="id of an entry, or the start of one")
+
+
+def _register_quarantine(subparsers: Any) -> None:
+    parser = _command(
+        subparsers, "quarantine", quarantine_command, "what a HEK refused, and why",
+        "List the entries and replies that were refused, by reason, with examples. Nothing refused is ever served, and "
+        "nothing is deleted.",
+        "hiexp quarantine hek.sqlite\n  hiexp quarantine hek.sqlite --json",
+    )  # fmt: skip
+    parser.add_argument("hek", metavar="HEK", help="a HEK made by hiexp distill")
+    parser.add_argument("--examples", type=int, default=3, metavar="N", help="examples per reason (3)")
+    parser.add_argument("--json", action="store_true", help="one JSON object per refusal, in full")
 
 
 def _command(

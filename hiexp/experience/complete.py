@@ -18,6 +18,8 @@ class EngineCompletion:
         max_new_tokens: limit of a reply.
         sampling: how to sample.
         seed: seed of the first prompt of a call, the others count up.
+
+    ``usage`` counts requests, prompt tokens and completion tokens.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class EngineCompletion:
             )
         self.engine, self.max_new_tokens, self.seed = engine, max_new_tokens, seed
         self.sampling = sampling or Sampling(temperature=0.0)
+        self.usage = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
 
     def __call__(self, prompts: list[str]) -> list[str]:
         """One reply per prompt, special tokens left out.
@@ -36,7 +39,9 @@ class EngineCompletion:
         Raises:
             ValueError: a prompt that leaves no room for ``max_new_tokens`` in the context.
         """
-        return complete_with_engine(self.engine, prompts, self.max_new_tokens, sampling=self.sampling, seed=self.seed)
+        return complete_with_engine(
+            self.engine, prompts, self.max_new_tokens, sampling=self.sampling, seed=self.seed, usage=self.usage
+        )
 
     def fits(self, prompt: str) -> bool:
         """Whether ``prompt`` leaves room for the reply."""
@@ -44,9 +49,17 @@ class EngineCompletion:
 
 
 def complete_with_engine(
-    engine: Engine, prompts: Sequence[str], max_new_tokens: int, *, sampling: Sampling | None = None, seed: int = 0
+    engine: Engine,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    *,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    usage: dict[str, int] | None = None,
 ) -> list[str]:
     """Complete ``prompts`` (as user messages where the tokenizer has a chat template) in one batch.
+
+    ``usage``: grows by the requests, prompt tokens and completion tokens of this call.
 
     Raises:
         ValueError: a prompt that leaves no room for ``max_new_tokens`` in the context.
@@ -63,6 +76,10 @@ def complete_with_engine(
     session = engine.open(encoded, [seed + position for position in range(len(encoded))])
     rows = range(len(encoded))
     turns = session.generate(rows, [max_new_tokens] * len(rows), (), sampling or Sampling(temperature=0.0))
+    if usage is not None:
+        usage["requests"] += len(encoded)
+        usage["prompt_tokens"] += sum(map(len, encoded))
+        usage["completion_tokens"] += sum(len(turn.token_ids) for turn in turns)
     return [str(engine.tokenizer.decode(turn.token_ids, skip_special_tokens=True)) for turn in turns]
 
 

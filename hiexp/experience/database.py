@@ -167,6 +167,11 @@ class Database:
         """One setting of the file."""
         return str(self.rows("SELECT value FROM meta WHERE key = ?", (key,))[0][0])
 
+    def find_meta(self, key: str) -> str | None:
+        """One setting of the file, None where it has none of that name."""
+        rows = self.rows("SELECT value FROM meta WHERE key = ?", (key,))
+        return str(rows[0][0]) if rows else None
+
     def set_meta(self, key: str, value: str) -> None:
         """Change one setting."""
         self.insert("meta", (key, value), existing="REPLACE")

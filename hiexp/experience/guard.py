@@ -12,7 +12,8 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from hiexp.experience.record import Experience
@@ -199,9 +200,9 @@ class Guard:
     def _check_answers(self, experience: Experience, fields: Mapping[str, str], extra: Sequence[str]) -> str | None:
         if not self._own:
             return None
-        known = [self._question_texts[q] for q in experience.qa_groups if q in self._question_texts]
+        own = self._own_questions(experience.qa_groups)
+        known = [self._question_texts[q] for q in sorted(own) if q in self._question_texts]
         questions: list[str] | None = None  # normalised only once an answer was found
-        own = set(experience.qa_groups)
         for name, text in fields.items():
             for found in (answer for tokens in _token_forms(text) for answer in self._answers_in(tokens, own)):
                 if questions is None:
@@ -209,6 +210,19 @@ class Guard:
                 if not any(f" {' '.join(found)} " in question for question in questions):
                     return f"{name}: holds a gold answer of a known question"
         return None
+
+    def _own_questions(self, names: Sequence[str]) -> set[str]:
+        """``names`` and all known questions with the same text: one question has another id in every file."""
+        keys = {text_key(self._question_texts[name]) if name in self._question_texts else name for name in names}
+        return {*names, *(other for key in keys for other in self._same_text.get(key, ()))}
+
+    @cached_property
+    def _same_text(self) -> dict[str, list[str]]:
+        """Key of a text -> ids of the questions with that text."""
+        found: dict[str, list[str]] = {}
+        for name, text in self._question_texts.items():
+            found.setdefault(text_key(text), []).append(name)
+        return found
 
     def _answers_in(self, tokens: tuple[str, ...], own: set[str]) -> Iterable[tuple[str, ...]]:
         for start, word in enumerate(tokens):
@@ -229,11 +243,15 @@ def leaking_entries(snapshot: Snapshot, questions: Iterable[Question]) -> list[t
 
     A snapshot may come from a HEK that never heard of these questions; before a run this tells whether it holds their
     answers. It is the check of :class:`Guard`: an answer in the text of an entry's own question is no leak, so pass the
-    questions that the entries were drawn from along with the others.
+    questions that the entries were drawn from along with the others. One file's ids are not another's: an entry's
+    question is known by its text as well.
     """
     asked = list(questions)
     guard = Guard({one.id: one.golden_answers for one in asked}, {one.id: one.text for one in asked})
-    reasons = [(entry.exp_id, guard.check(entry)) for entry in snapshot.entries]
+    reasons = []
+    for entry in snapshot.entries:
+        keys = tuple(snapshot.aliases.get(name, name) for name in entry.qa_groups)
+        reasons.append((entry.exp_id, guard.check(replace(entry, qa_groups=(*entry.qa_groups, *keys)))))
     return [(exp_id, reason) for exp_id, reason in reasons if reason is not None]
 
 

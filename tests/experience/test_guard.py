@@ -133,6 +133,20 @@ def test_leaking_entries_finds_a_canary(tmp_path):
     assert ids[0] in dict(leaking_entries(snapshot, [asked]))  # nobody said that this is its own question's text
 
 
+def test_an_entrys_own_question_is_known_by_its_text_too(tmp_path):
+    """The same question has one id in the logs and another in the evaluation file."""
+    asked = Question("file-7", "Which is older, Canary Wharf or Blue Lake?", ("Blue Lake", "ox"))
+    with HEK.create(tmp_path / "hek.sqlite", "hashing:64") as hek:
+        entries = hek.add([
+            lesson("search each on its own", title=asked.text, qa_groups=(text_key(asked.text),)),
+            lesson("search each on its own , please", title="which is older: Canary Wharf or Blue Lake", qa_groups=("log-1",)),
+            lesson("say ox", title="Which animal?", qa_groups=("log-1",)),
+        ])  # fmt: skip
+        hek.register_questions([Question("log-1", asked.text.lower(), ())])
+        leaks = leaking_entries(hek.snapshot(), [asked])
+    assert [exp_id for exp_id, _ in leaks] == [entries[2].exp_id]
+
+
 def test_numbers_and_dates():
     guard = Guard(["1,998", "12 March 1998"])
     assert guard.check(lesson("there were 1998 of them")) is not None

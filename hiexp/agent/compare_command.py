@@ -1,0 +1,207 @@
+"""What ``hiexp compare`` does: HEKs side by side, and, with a model, the scores it reaches with each of them.
+
+Without a model: what is in each HEK, what it cost, what it refused, how alike the lessons are, what it would serve to
+the questions. With one, every question is answered without experience and with each HEK; differences are paired by
+question, with 95 % bootstrap intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hiexp.agent.command_config import check_counts, config_of, make_actor, number
+from hiexp.io import atomic_write, read_jsonl, write_jsonl
+
+if TYPE_CHECKING:
+    from hiexp.experience.retrieve import Snapshot
+    from hiexp.experience.store import HEK
+    from hiexp.rl.config import TrainConfig
+    from hiexp.rl.evaluate import Arm
+    from hiexp.tasks.question import Question
+
+_NONE = "no HEK"
+
+
+def compare_command(args: argparse.Namespace) -> int:
+    """``hiexp compare``."""
+    check_counts({"--limit": args.limit, "--samples": args.samples})
+    if len(set(args.heks)) != len(args.heks):
+        raise ValueError(f"HEK: expected different files, got {' '.join(args.heks)}")
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise ValueError(f"--json: no such folder: {Path(args.json).parent}")
+    answering = bool(args.model or args.config)
+    if args.out and not answering:
+        raise ValueError("--out: keeps rollouts, and takes a model: give --model or --config")
+    config = config_of(args, "evaluation") if answering or args.questions else None
+    from hiexp.experience.store import HEK
+
+    with ExitStack() as stack:
+        heks = {path: stack.enter_context(HEK.open(path)) for path in args.heks}
+        result = _contents(heks, None if config is None else _questions(config))
+        _print_contents(result)
+        if answering and config is not None:
+            snapshots: dict[str, Snapshot | None] = {_NONE: None}
+            snapshots.update({path: hek.snapshot() for path, hek in heks.items()})
+            result["scores"] = _scores(config, snapshots, args)
+            _print_scores(result["scores"])
+    if args.json:
+        atomic_write(args.json, json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def _questions(config: TrainConfig) -> list[Question]:
+    from hiexp.tasks.qa import load_questions
+
+    return load_questions(config.task.evaluation, config.task.evaluation_split)[: config.evaluation.questions]
+
+
+def _contents(heks: Mapping[str, HEK], questions: Sequence[Question] | None) -> dict[str, Any]:
+    from hiexp.experience.compare import describe, overlap, serving
+
+    paths = list(heks)
+    return {
+        "heks": {path: describe(hek) for path, hek in heks.items()},
+        "serving": {path: serving(hek, questions) for path, hek in heks.items()} if questions else None,
+        "overlap": [
+            {"a": a, "b": b, **overlap(heks[a], heks[b])} for place, a in enumerate(paths) for b in paths[place + 1 :]
+        ],
+    }
+
+
+# Answers
+
+
+def _scores(config: TrainConfig, snapshots: Mapping[str, Snapshot | None], args: argparse.Namespace) -> dict[str, Any]:
+    from hiexp.rl.evaluate import summarise
+    from hiexp.tasks.statistics import bootstrap_interval, paired_difference
+
+    arms = _arms(config, snapshots, args)
+    by_question = {name: arm.by_question() for name, arm in arms.items()}
+    means = {
+        name: {score: values.mean(axis=1) for score, values in scores.items()} for name, scores in by_question.items()
+    }
+    reference = means[_NONE]
+    return {
+        name: {
+            **summarise(arm.rollouts, arm.rewards),
+            "intervals": {score: bootstrap_interval(values) for score, values in means[name].items()},
+            "difference": None
+            if name == _NONE
+            else {score: paired_difference(values, reference[score]) for score, values in means[name].items()},
+        }
+        for name, arm in arms.items()
+    }
+
+
+def _arms(config: TrainConfig, snapshots: Mapping[str, Snapshot | None], args: argparse.Namespace) -> dict[str, Arm]:
+    """Answers per arm; with ``--out`` those that are finished are read, the others written as they end."""
+    from hiexp.agent.command_handlers import output_directory
+    from hiexp.rl.evaluate import evaluation_batches, run_arm
+    from hiexp.rl.setup import make_task
+
+    task = make_task(config.task, config.run.seed)
+    batches = evaluation_batches(task, config.evaluation.questions)
+    folder = None
+    if args.out:
+        ids = {name: None if snapshot is None else snapshot.id for name, snapshot in snapshots.items()}
+        folder = output_directory(
+            Path(args.out), {**config.to_dict(), "run": {"seed": config.run.seed}, "samples": args.samples, "arms": ids}
+        )
+    actor = None
+    arms = {}
+    for place, (name, snapshot) in enumerate(snapshots.items()):
+        file = None if folder is None else folder / f"arm_{place}.jsonl.gz"
+        if file is not None and file.exists():
+            arms[name] = _read_arm(file, args.samples)
+            continue
+        actor = make_actor(config) if actor is None else actor
+        arms[name] = run_arm(
+            _act(actor), task, batches, snapshot, metric=config.task.metric,
+            malformed_reward=config.task.malformed_reward, samples=args.samples,
+        )  # fmt: skip
+        if file is not None:
+            write_jsonl(file, [rollout.to_json() for rollout in arms[name].rollouts])
+    return arms
+
+
+def _act(actor: Any) -> Any:
+    return lambda questions, tool, snapshot: actor.answer(questions, tool, snapshot, policy_step=0)
+
+
+def _read_arm(file: Path, samples: int) -> Arm:
+    from hiexp.agent.record import Rollout
+    from hiexp.rl.evaluate import Arm
+
+    rollouts = [Rollout.from_json(row) for _, row in read_jsonl(file)]
+    rewards = np.array([np.nan if rollout.reward is None else rollout.reward for rollout in rollouts])
+    return Arm(rollouts, rewards, samples, 0.0)
+
+
+# Tables
+
+
+def _print_contents(result: Mapping[str, Any]) -> None:
+    heks = result["heks"]
+    rows: dict[str, list[str]] = {
+        "lessons E1 / patterns E2 / strategies E3": [
+            " / ".join(str(one["entries"][level]) for level in ("E1", "E2", "E3")) for one in heks.values()
+        ],
+        "questions behind the lessons": [str(one["questions"]) for one in heks.values()],
+        "words of a lesson": [number(one["words"]) for one in heks.values()],
+        "entries in quarantine": [str(one["quarantined_entries"]) for one in heks.values()],
+        "replies that could not be used": [str(one["rejected_replies"]) for one in heks.values()],
+    }
+    for title, key in (("tokens read and written", "tokens"), ("seconds", "seconds"), ("cost", "cost")):
+        rows[title] = [_total(one["reflectors"], key) for one in heks.values()]
+    for level in ("E1", "E2", "E3") if result["serving"] else ():
+        cells = [(one["served"][level], one["similarity"][level]) for one in result["serving"].values()]
+        rows[f"questions served with {level}, similarity"] = [f"{share:.3f}, {number(near)}" for share, near in cells]
+    if result["serving"]:
+        rows["entries that give an answer away"] = [str(one["leaks"]) for one in result["serving"].values()]
+    _print_table(list(heks), rows)
+    for pair in result["overlap"]:
+        same, near = number(pair["same_text"]), number(pair["similarity"])
+        print(
+            f"{pair['a']} and {pair['b']}: {pair['common_questions']} questions in both; the same lesson for {same} "
+            f"of them, mean similarity of the nearest lessons {near}"
+        )
+
+
+def _total(reflectors: Mapping[str, Mapping[str, float]], key: str) -> str:
+    """A sum over the reflectors of one HEK; ``-`` where none was counted."""
+    if not reflectors:
+        return "-"
+    if key == "tokens":
+        sums = [int(sum(one[name] for one in reflectors.values())) for name in ("prompt_tokens", "completion_tokens")]
+        return f"{sums[0]:,} / {sums[1]:,}"
+    return f"{sum(one[key] for one in reflectors.values()):,.2f}"
+
+
+def _print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
+    names = list(scores[_NONE]["intervals"])
+    rows = {}
+    for score in names:
+        rows[score] = ["{:.3f} [{:.3f}, {:.3f}]".format(arm[score], *arm["intervals"][score]) for arm in scores.values()]
+        rows[f"{score}, minus no HEK"] = [
+            "" if arm["difference"] is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*arm["difference"][score])
+            for arm in scores.values()
+        ]
+    for name in ("searches_per_answer", "answered"):
+        rows[name] = [number(arm[name]) for arm in scores.values()]
+    print(f"\n{scores[_NONE]['n']} answers in each column; 95 % bootstrap intervals over questions")
+    _print_table(list(scores), rows)
+
+
+def _print_table(heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
+    first = max(map(len, rows))
+    widths = [max(len(head), *(len(cells[column]) for cells in rows.values())) for column, head in enumerate(heads)]
+    print(" " * first, *(head.rjust(width) for head, width in zip(heads, widths, strict=True)), sep="  ")
+    for title, cells in rows.items():
+        print(title.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)), sep="  ")
