@@ -188,7 +188,9 @@ def _print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
     names = list(scores[_NONE]["intervals"])
     rows = {}
     for score in names:
-        rows[score] = ["{:.3f} [{:.3f}, {:.3f}]".format(arm[score], *arm["intervals"][score]) for arm in scores.values()]
+        rows[score] = [
+            "{:.3f} [{:.3f}, {:.3f}]".format(arm[score], *arm["intervals"][score]) for arm in scores.values()
+        ]
         rows[f"{score}, minus no HEK"] = [
             "" if arm["difference"] is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*arm["difference"][score])
             for arm in scores.values()

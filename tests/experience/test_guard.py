@@ -136,10 +136,11 @@ def test_leaking_entries_finds_a_canary(tmp_path):
 def test_an_entrys_own_question_is_known_by_its_text_too(tmp_path):
     """The same question has one id in the logs and another in the evaluation file."""
     asked = Question("file-7", "Which is older, Canary Wharf or Blue Lake?", ("Blue Lake", "ox"))
+    again = "which is older: Canary Wharf or Blue Lake"
     with HEK.create(tmp_path / "hek.sqlite", "hashing:64") as hek:
         entries = hek.add([
             lesson("search each on its own", title=asked.text, qa_groups=(text_key(asked.text),)),
-            lesson("search each on its own , please", title="which is older: Canary Wharf or Blue Lake", qa_groups=("log-1",)),
+            lesson("search each on its own , please", title=again, qa_groups=("log-1",)),
             lesson("say ox", title="Which animal?", qa_groups=("log-1",)),
         ])  # fmt: skip
         hek.register_questions([Question("log-1", asked.text.lower(), ())])
