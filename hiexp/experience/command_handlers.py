@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 
 def distill_command(args: argparse.Namespace) -> int:
     """``hiexp distill``."""
+    from hiexp.agent.command_config import check_counts
     from hiexp.experience.distill import distill, keep_rejected
     from hiexp.experience.importers import F1_THRESHOLD, load_trajectories
     from hiexp.experience.ledger import Meter, Prices, Tally, add_to_ledger, read_ledger
     from hiexp.tasks.qa import load_questions
 
     prices = None if args.price is None else Prices(*args.price)
+    check_counts({"--limit": args.limit})
     threshold = F1_THRESHOLD if args.f1_threshold is None else args.f1_threshold
     questions = [question for source in args.questions for question in load_questions(source)]
     groups = load_trajectories(
@@ -53,7 +55,10 @@ def distill_command(args: argparse.Namespace) -> int:
                 tally = replace(meter.read(), lessons=new, duplicates=len(lessons) - new, rejected=len(rejected))
                 add_to_ledger(hek, args.reflector, tally)
 
-        report = distill(groups, reflector, include_uniform=args.include_uniform, done=_done(hek, groups), save=save)
+        report = distill(
+            groups, reflector, include_uniform=args.include_uniform, done=_done(hek, groups), save=save,
+            limit=args.limit,
+        )  # fmt: skip
         print(report)
         _print_stored(hek, len(hek) - before)
         _print_cost(read_ledger(hek).get(args.reflector, Tally()), earlier)

@@ -61,6 +61,9 @@ def _register_distill(subparsers: Any) -> None:
         "--include-uniform", action="store_true", help="also reflect on questions all right or all wrong"
     )
     parser.add_argument(
+        "--limit", type=int, metavar="N", help="reflect on N questions at most; the same command again goes on"
+    )
+    parser.add_argument(
         "--price", nargs=2, type=float, metavar=("IN", "OUT"),
         help="price of a million prompt and of a million reply tokens: the cost is counted beside the tokens",
     )  # fmt: skip

@@ -80,6 +80,7 @@ class DistillReport:
         quarantined: replies that could not be used; :func:`keep_rejected` stores them.
         groups: how many groups came in. contrastive: with both outcomes. all_right, all_wrong: with one outcome.
         done: left out because they had been reflected on before.
+        left: due, but beyond the limit.
         silent: reflected on, but nothing separated the attempts.
         trajectories: how many attempts came in.
     """
@@ -91,6 +92,7 @@ class DistillReport:
     all_right: int = 0
     all_wrong: int = 0
     done: int = 0
+    left: int = 0
     silent: int = 0
     trajectories: int = 0
 
@@ -102,6 +104,7 @@ class DistillReport:
             ("  all right", self.all_right),
             ("  all wrong", self.all_wrong),
             ("reflected on before", self.done),
+            *([("left for another time", self.left)] if self.left else []),
             ("lessons", len(self.experiences)),
             ("nothing separates the attempts", self.silent),
             ("replies that could not be used", len(self.quarantined)),
@@ -120,6 +123,7 @@ def distill(
     progress: bool = True,
     done: Container[str] = (),
     save: Save | None = None,
+    limit: int | None = None,
 ) -> DistillReport:
     """Contrast right and wrong attempts, group by group.
 
@@ -130,10 +134,13 @@ def distill(
         progress: show a progress bar.
         done: rollout ids; a group with an attempt among them is counted and left out, to continue an earlier run.
         save: called with the lessons and rejected replies of each batch, so that an interrupted run loses one batch.
+        limit: reflect on so many groups at most, the first ones that are due.
 
     Raises:
-        ValueError: an empty group, a trajectory without verdict, or a group with several questions.
+        ValueError: a limit below 1, an empty group, a trajectory without verdict, or a group with several questions.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: expected at least 1, got {limit}")
     checked = [_split(position, group) for position, group in enumerate(groups)]
     report = DistillReport(
         groups=len(checked),
@@ -145,7 +152,8 @@ def distill(
     due = [one for one in checked if include_uniform or (one.right and one.wrong)]
     wanted = [one for one in due if not any(attempt.rollout_id in done for attempt in (*one.right, *one.wrong))]
     report.done = len(due) - len(wanted)
-    batches = list(_batches(wanted, getattr(reflector, "batch_size", 1)))
+    report.left = len(wanted) - len(wanted[:limit])
+    batches = list(_batches(wanted[:limit], getattr(reflector, "batch_size", 1)))
     for batch in track(batches, "reflecting") if progress else batches:
         found = _reflect(reflector, batch)
         experiences = [lesson for reflection in found for lesson in reflection.experiences]

@@ -100,6 +100,18 @@ def test_a_killed_distillation_has_counted_what_it_paid_for(
     assert (total.requests, total.lessons + total.duplicates, total.rejected) == (5, 4, 1)
 
 
+def test_a_limit_is_gone_past_by_the_next_run(log: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "hek.sqlite")
+    hiexp("distill", log, "--out", out, "--limit", "2")
+    assert "left for another time                  3" in capsys.readouterr().out
+    hiexp("distill", log, "--out", out)
+    assert "reflected on before                    2" in capsys.readouterr().out
+    with HEK.open(out) as hek:
+        assert len(hek) == 5
+    with pytest.raises(ValueError, match="--limit: expected at least 1"):
+        hiexp("distill", log, "--out", out, "--limit", "0")
+
+
 def test_ledger_of_an_old_or_a_newer_hek(tmp_path: Path) -> None:
     with HEK.create(tmp_path / "hek.sqlite") as hek:
         assert read_ledger(hek) == {}
