@@ -68,21 +68,34 @@ def distill_command(args: argparse.Namespace) -> int:
 
 def build_command(args: argparse.Namespace) -> int:
     """``hiexp build``."""
+    from hiexp.experience.ledger import Meter, add_to_ledger
+    from hiexp.experience.remember import RememberedSummaries
     from hiexp.experience.store import HEK
     from hiexp.report.dendrogram import check_picture, draw_hierarchy
 
     if args.picture is not None:
         check_picture(args.picture)
     with HEK.open(args.hek, "w") as hek:
-        summariser = _summariser(args.summariser)
+        summariser = _summariser(args.summariser, hek)
+        meter = Meter(getattr(getattr(summariser, "inner", None), "complete", None))
         given = {"E2": args.threshold_e2, "E3": args.threshold_e3}
         thresholds = {level: value for level, value in given.items() if value is not None}
         if not hek.entries("E1", "active"):
             raise ValueError(
                 f"{args.hek}: no lessons (E1) to build on; distil questions with right and wrong attempts first"
             )
-        report = hek.build_hierarchy(thresholds=thresholds, summariser=summariser, embed=args.embed)
+        try:
+            report = hek.build_hierarchy(thresholds=thresholds, summariser=summariser, embed=args.embed)
+        finally:
+            tally = meter.read()
+            if tally.requests:
+                add_to_ledger(hek, f"summariser {args.summariser}", tally)
         print(report)
+        if isinstance(summariser, RememberedSummaries):
+            print(
+                f"summaries from {summariser.file.name}: {summariser.remembered:,}; requests {tally.requests:,}, "
+                f"prompt tokens {tally.prompt_tokens:,}, reply tokens {tally.completion_tokens:,}"
+            )
         if args.picture is not None:
             draw_hierarchy(hek, report.thresholds, args.picture, embed=args.embed)
             print(f"picture: {args.picture}")
@@ -221,14 +234,16 @@ def _reflector(engine: Engine | Complete | None, hek: HEK) -> Reflector | BatchR
     return LLMReflector(engine)
 
 
-def _summariser(spec: str) -> Summariser:
+def _summariser(spec: str, hek: HEK) -> Summariser:
     if spec == "extractive":
         from hiexp.experience.summarise import ExtractiveSummariser
 
         return ExtractiveSummariser()
     from hiexp.experience.reflect_llm import LLMSummariser
+    from hiexp.experience.remember import RememberedSummaries
 
-    return LLMSummariser(_model("summariser", spec))
+    file = hek.path.with_name(hek.path.name + ".summaries.jsonl")
+    return RememberedSummaries(LLMSummariser(_model("summariser", spec)), spec, file)
 
 
 def _model(argument: str, spec: str) -> Engine | Complete:
