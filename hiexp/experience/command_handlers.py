@@ -259,8 +259,9 @@ def _model(argument: str, spec: str) -> Engine | Complete:
     require("torch", "train", f"--{argument} {spec}")
     from hiexp.agent.engine_transformers import TransformersEngine
     from hiexp.rl.config import ModelConfig
-    from hiexp.rl.model import load_policy
+    from hiexp.rl.model import load_policy, quiet_transformers
 
+    quiet_transformers()
     model, tokenizer = load_policy(ModelConfig(path=name))
     engine: Engine = TransformersEngine(model, tokenizer)
     return engine
