@@ -9,10 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiexp.agent.corpus import DocumentStore, cached_index, store_documents
+from hiexp.agent.index_memory import MemoryEstimate, memory_estimate
 from hiexp.agent.tools import Document
 from hiexp.experience.encoder import Encoder
 from hiexp.experience.index import ExactIndex
 from hiexp.progress import track
+
+__all__ = ["DenseTool", "MemoryEstimate", "memory_estimate"]
 
 _VECTORS = "vectors.npy"
 _ENCODE_ROWS = 1024  # passages encoded at a time
