@@ -47,7 +47,8 @@ def memory_estimate(
     if kind == "bm25":
         # One float32 score and one int32 row per distinct word of a passage; a query needs the scores of all rows.
         vocabulary = round(_heaps_vocabulary(n_passages * dim))
-        return MemoryEstimate(texts + n_passages * dim * 8 + vocabulary * 24, n_passages * 16 + vocabulary * _WORD_BYTES)
+        disk = texts + n_passages * dim * 8 + vocabulary * 24
+        return MemoryEstimate(disk, n_passages * 16 + vocabulary * _WORD_BYTES)
     vectors = n_passages * dim * ROW_BYTES[dtype]
     extra, loaded = _faiss_bytes(n_passages, dim, kind, dtype)
     blocks = 2 * BLOCK_CELLS * 4
