@@ -11,7 +11,7 @@ ROW_BYTES = {"float32": 4, "float16": 2}
 WIKIPEDIA_TEXT_BYTES = 670
 HNSW_NEIGHBOURS = 32  # links of a node per level, twice as many on the lowest one
 # Rows of a search are read and multiplied in blocks of at most this many float32 numbers (vectors and scores alike).
-BLOCK_CELLS = 1 << 24
+BLOCK_CELLS = 1 << 22
 _WORD_BYTES = 130  # one entry of a Python dict from word to number
 
 
@@ -51,7 +51,7 @@ def memory_estimate(
         return MemoryEstimate(disk, n_passages * 16 + vocabulary * _WORD_BYTES)
     vectors = n_passages * dim * ROW_BYTES[dtype]
     extra, loaded = _faiss_bytes(n_passages, dim, kind, dtype)
-    blocks = 2 * BLOCK_CELLS * 4
+    blocks = 2 * BLOCK_CELLS * 4  # vectors, and their scores
     return MemoryEstimate(texts + vectors + extra, loaded + blocks)
 
 
