@@ -28,7 +28,11 @@ class Document:
 
 
 class Tool(Protocol):
-    """A search tool: deterministic for the same corpus, query and ``top_k``."""
+    """A search tool: deterministic for the same corpus, query and ``top_k``.
+
+    A tool that waits for a network has the attribute ``remote`` = True: it may be called from several threads, beside
+    other work. The others are called one at a time.
+    """
 
     @property
     def name(self) -> str: ...
