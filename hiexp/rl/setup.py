@@ -88,7 +88,7 @@ def _searching_tool(config: ToolConfig) -> Tool:
         return open_index(config.index, corpus=config.corpus or None, kind=config.kind, encoder=config.encoder, **dense)
     if not config.corpus:
         raise ValueError(
-            f"tool.corpus: expected a JSONL(.gz) file, or tool.index, for tool.kind {config.kind!r}; got an empty string"
+            f"tool.corpus: expected a JSONL(.gz) file, or tool.index, for tool.kind {config.kind!r}; got neither"
         )
     if config.kind == "dense":
         dense |= {"encoder": config.encoder, "dtype": config.dtype, "passage_prefix": config.passage_prefix}

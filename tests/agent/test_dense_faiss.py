@@ -1,4 +1,4 @@
-"""faiss behind dense search: the exact order of what is found, recall, files made once, a word where faiss is missing."""
+"""faiss behind dense search: exact order of what is found, recall, files made once, a word where it is missing."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_gpu_that_is_not_there_is_named(folder):
     if getattr(faiss, "get_num_gpus", lambda: 0)():
         pytest.skip("this faiss has a GPU")
     vectors = ShardedVectors(folder)
-    with pytest.raises(ValueError, match="tool.device: expected 'cpu', for this faiss sees no GPU"):
+    with pytest.raises(ValueError, match=r"tool\.device: expected 'cpu', for this faiss sees no GPU"):
         FaissSearcher(folder, vectors, "flat", device="cuda")
     with pytest.raises(ValueError, match="hnsw"):
         FaissSearcher(folder, vectors, "hnsw", device="cuda")
