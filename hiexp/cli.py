@@ -19,6 +19,7 @@ import hiexp
 _COMMAND_MODULES = (
     "hiexp.quickstart_command",
     "hiexp.agent.commands",
+    "hiexp.agent.index_command",
     "hiexp.experience.commands",
     "hiexp.rl.commands",
     "hiexp.report.commands",

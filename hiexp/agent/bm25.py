@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiexp._extras import require
-from hiexp.agent.corpus import DocumentStore, cached_index, store_documents
+from hiexp.agent.corpus import DocumentStore, store_documents
+from hiexp.agent.index_folder import cached_index, check_plan, identity_of, index_at, read_manifest
 from hiexp.agent.tools import Document
 from hiexp.io import DataError
 
@@ -30,13 +31,20 @@ def tokenize(text: str) -> list[str]:
 
 
 class Bm25Tool:
-    """A search tool over one corpus. Build it with :meth:`from_corpus`."""
+    """A search tool over one corpus. Build it with :meth:`from_corpus`, or open what ``hiexp index`` made.
+
+    Raises:
+        DataError: no whole index there. ValueError: it was made with other settings.
+    """
 
     name = "bm25"
 
     def __init__(self, folder: Path) -> None:
         bm25s = require("bm25s", "train", "BM25 search")
-        self.identity = f"bm25:{folder.name}"  # the folder is named by corpus and settings
+        # The version of bm25s may differ: its files have kept their form.
+        wanted = {key: value for key, value in _settings("").items() if key != "bm25s"}
+        check_plan(folder, read_manifest(folder), {"settings": wanted})
+        self.identity = f"bm25:{identity_of(folder)}"
         self.documents = DocumentStore(folder)
         self._index = bm25s.BM25.load(folder, mmap=True, load_corpus=False, show_progress=False)
         self._vocabulary: dict[str, int] = self._index.vocab_dict
@@ -48,8 +56,7 @@ class Bm25Tool:
         Raises:
             DataError: unusable corpus; the message names file and line.
         """
-        bm25s = require("bm25s", "train", "BM25 search")
-        settings = {"kind": "bm25", "bm25s": bm25s.__version__, "tokenizer": _TOKENIZER_VERSION, "k1": _K1, "b": _B}
+        settings = _settings(require("bm25s", "train", "BM25 search").__version__)
         return cls(cached_index(path, cache_dir, settings, lambda folder: _build(path, folder)))
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Document]]:
@@ -66,6 +73,20 @@ class Bm25Tool:
             return []
         scores = np.asarray(self._index.get_scores_from_ids(ids))
         return [(row, float(scores[row])) for row in best_rows(scores, top_k)]
+
+
+def build_bm25_index(corpus: str | Path, out: str | Path) -> Path:
+    """Build the index of ``corpus`` in ``out``. bm25s builds in memory, about 30 bytes a posting: it cannot be resumed.
+
+    Raises:
+        ValueError: ``out`` holds the index of another corpus; DataError: unusable corpus or directory.
+    """
+    settings = _settings(require("bm25s", "train", "BM25 search").__version__)
+    return index_at(out, corpus, settings, lambda folder: _build(corpus, folder))
+
+
+def _settings(version: str) -> dict[str, Any]:
+    return {"kind": "bm25", "bm25s": version, "tokenizer": _TOKENIZER_VERSION, "k1": _K1, "b": _B}
 
 
 def best_rows(scores: NDArray[Any], top_k: int) -> list[int]:

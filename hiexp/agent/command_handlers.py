@@ -62,13 +62,26 @@ def rollout_command(args: argparse.Namespace) -> int:
 def serve_command(args: argparse.Namespace) -> int:
     """``hiexp serve-retriever``."""
     from hiexp.agent.retriever_server import serve
-    from hiexp.rl.config import ToolConfig
-    from hiexp.rl.setup import make_tool
 
     if not 0 <= args.port <= 65535:
         raise ValueError(f"--port: expected 0..65535, got {args.port}")
-    config = ToolConfig(kind=args.kind, corpus=args.corpus, encoder=args.encoder, cache_dir=args.cache_dir)
-    return serve(make_tool(config), args.host, args.port)
+    if args.index is None and args.corpus is None:
+        raise ValueError("--index or --corpus: expected one of them")
+    tool = _served_tool(args)
+    if args.cached_queries:
+        from hiexp.agent.cached_tool import CachedTool
+
+        tool = CachedTool(tool, args.cached_queries)
+    return serve(tool, args.host, args.port)
+
+
+def _served_tool(args: argparse.Namespace) -> Any:
+    from hiexp.agent.search_tools import open_index, search_corpus
+
+    dense = {"encoder": args.encoder, "device": args.device, "method": args.method, "effort": args.effort}
+    if args.index is not None:
+        return open_index(args.index, corpus=args.corpus, kind=args.kind, **dense)
+    return search_corpus(args.corpus, kind=args.kind or "bm25", cache_dir=args.cache_dir, **dense)
 
 
 def _settings(config: TrainConfig, k: int, shard_questions: int, snapshot: Snapshot | None) -> dict[str, Any]:

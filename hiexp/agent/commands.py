@@ -63,9 +63,16 @@ def register(subparsers: Any) -> None:
         help="search a corpus over HTTP",
         description="POST /retrieve (search_r1's schema), POST /queries (r1_searcher's), GET /health. Until Ctrl-C.",
     )
-    parser.add_argument("--corpus", required=True, metavar="FILE", help="JSONL(.gz) passages: id, title, text")
-    parser.add_argument("--kind", choices=("bm25", "dense"), default="bm25", help="search method (default: bm25)")
-    parser.add_argument("--encoder", default="hashing", help="of dense search: hashing or st:PATH_OR_NAME")
+    parser.add_argument("--index", metavar="DIR", help="what hiexp index made; with --corpus it must be of that file")
+    parser.add_argument("--corpus", metavar="FILE", help="JSONL(.gz) passages: id, title, text")
+    parser.add_argument("--kind", choices=("bm25", "dense"), help="search method (default: the index's, else bm25)")
+    parser.add_argument("--encoder", metavar="SPEC", help="of dense search: hashing or st:PATH_OR_NAME")
+    parser.add_argument(
+        "--method", choices=("exact", "flat", "ivf", "hnsw"), default="exact", help="of dense search (default: exact)"
+    )
+    parser.add_argument("--effort", type=int, metavar="N", help="of ivf (lists searched, 64) and hnsw (128)")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="of the encoder and faiss (cpu)")
+    parser.add_argument("--cached-queries", type=int, default=0, metavar="N", help="results kept in memory (0)")
     parser.add_argument("--cache-dir", metavar="DIR", help="where the index is kept")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port (default 8000; 0 takes a free one)")

@@ -1,47 +1,100 @@
-"""Dense search in process: passages and queries as unit vectors, exact nearest neighbours, vectors cached on disk."""
+"""Dense search in process: passages and queries as unit vectors, the vectors on disk and memory-mapped.
+
+The method that finds neighbours is a choice of the reader, not of the index: ``exact`` compares every row in bounded
+memory, ``flat``, ``ivf`` and ``hnsw`` use faiss. Memory figures: :func:`memory_estimate`.
+"""
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from hiexp.agent.corpus import DocumentStore, cached_index, store_documents
-from hiexp.agent.tools import Document
+from hiexp.agent.corpus import DocumentStore
+from hiexp.agent.dense_faiss import DEFAULT_EFFORT, FaissSearcher
+from hiexp.agent.dense_index import SHARD_ROWS, ShardedVectors, build_vectors, encode_texts
+from hiexp.agent.dense_search import ExactSearcher, Searcher
+from hiexp.agent.index_folder import cached_index, check_plan, identity_of, index_at, read_manifest
+from hiexp.agent.index_memory import DENSE_KINDS, MemoryEstimate, memory_estimate
+from hiexp.agent.tools import Document, valid_text
 from hiexp.experience.encoder import Encoder
-from hiexp.experience.index import ExactIndex
-from hiexp.progress import track
+from hiexp.io import DataError
 
-_VECTORS = "vectors.npy"
-_ENCODE_ROWS = 1024  # passages encoded at a time
-_SCORE_CELLS = 1 << 26  # float32 scores held at a time: 256 MB
+__all__ = ["DenseTool", "MemoryEstimate", "build_dense_index", "e5_prefixes", "memory_estimate"]
+
+_E5_NAME = re.compile(r"(?:^|[-_])e5(?:[-_]|$)(?!.*instruct)")
 
 
 class DenseTool:
-    """A search tool over one corpus and encoder. Build it with :meth:`from_corpus`."""
+    """A search tool over one index and encoder. Build it with :meth:`from_corpus`, or open what ``hiexp index`` made.
+
+    Args:
+        folder: an index directory.
+        method: ``exact``, ``flat``, ``ivf`` or ``hnsw``. Without faiss all of them are ``exact``, with a warning.
+        effort: of ivf and hnsw, see :class:`hiexp.agent.dense_faiss.FaissSearcher`.
+        device: of faiss, ``cpu`` or ``cuda``.
+        query_prefix: put before every query; None: what the model's family wants (:func:`e5_prefixes`).
+
+    Raises:
+        DataError: no whole index there. ValueError: it was made with another encoder; the message names both.
+    """
 
     name = "dense"
 
-    def __init__(self, folder: Path, encoder: Encoder) -> None:
-        self.identity = f"dense:{folder.name}"  # the folder is named by corpus and settings
+    def __init__(
+        self,
+        folder: Path,
+        encoder: Encoder,
+        *,
+        method: str = "exact",
+        effort: int | None = None,
+        device: str = "cpu",
+        query_prefix: str | None = None,
+    ) -> None:
+        if method not in DENSE_KINDS:
+            raise ValueError(f"method: expected one of {', '.join(DENSE_KINDS)}; got {method!r}")
+        check_plan(folder, read_manifest(folder), {"settings": {"kind": "dense", "encoder": encoder.id}})
         self.documents = DocumentStore(folder)
         self.encoder = encoder
-        vectors: NDArray[np.float32] = np.load(folder / _VECTORS, mmap_mode="r")  # (n, d)
-        self._index = ExactIndex(vectors)
-        self._least = np.full(len(vectors), -np.inf)  # every passage may be returned, however far away
+        self.query_prefix = e5_prefixes(encoder)[0] if query_prefix is None else query_prefix
+        vectors = ShardedVectors(folder)
+        if vectors.dim != encoder.dim or len(vectors) != len(self.documents):
+            raise DataError(
+                f"{folder}: expected {len(self.documents)} vectors of length {encoder.dim}, got {len(vectors)} of "
+                f"length {vectors.dim}"
+            )
+        if method != "exact" and find_spec("faiss") is None:
+            warnings.warn(f"no faiss here: dense search by {method!r} falls back to 'exact'", stacklevel=2)
+            method = "exact"
+        self.method = method
+        self._searcher: Searcher = (
+            ExactSearcher(vectors) if method == "exact" else FaissSearcher(folder, vectors, method, effort, device)
+        )
+        effort = effort or DEFAULT_EFFORT.get(method)
+        self.identity = ":".join(["dense", identity_of(folder), method, str(effort or ""), self.query_prefix])
 
     @classmethod
-    def from_corpus(cls, path: str | Path, encoder: Encoder, cache_dir: str | Path | None = None) -> DenseTool:
-        """The tool over a JSONL(.gz) corpus (see :func:`hiexp.agent.corpus.read_corpus`).
+    def from_corpus(
+        cls,
+        path: str | Path,
+        encoder: Encoder,
+        cache_dir: str | Path | None = None,
+        *,
+        dtype: str = "float32",
+        passage_prefix: str | None = None,
+        **options: Any,
+    ) -> DenseTool:
+        """The tool over a JSONL(.gz) corpus (see :func:`hiexp.agent.corpus.read_corpus`); ``options`` as above.
 
         Raises:
             DataError: unusable corpus; the message names file and line.
-            ValueError: the encoder does not return one finite vector of its dimension per text.
+            ValueError: the encoder does not return one finite unit vector of its dimension per text.
         """
-        settings = {"kind": "dense", "encoder": encoder.id}
-        return cls(cached_index(path, cache_dir, settings, lambda folder: _build(path, folder, encoder)), encoder)
+        settings, build = _plan(path, encoder, dtype, passage_prefix, SHARD_ROWS)
+        return cls(cached_index(path, cache_dir, settings, build, resumable=True), encoder, **options)
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Document]]:
         """The ``top_k`` nearest passages of each query; ties go to the earlier passage."""
@@ -49,32 +102,52 @@ class DenseTool:
 
     def search_scored(self, queries: Sequence[str], top_k: int) -> list[list[tuple[Document, float]]]:
         """:meth:`search` with the cosine similarity of each passage."""
-        vectors = _encode(self.encoder, list(queries))
-        rows = max(1, _SCORE_CELLS // max(1, len(self.documents)))
-        found: list[list[tuple[Document, float]]] = []
-        for start in range(0, len(vectors), rows):
-            part = vectors[start : start + rows]
-            ranked = self._index.search(part, top_k, self._least, [()] * len(part))
-            found += [[(self.documents[row], float(score)) for row, score in best] for best in ranked]
-        return found
+        # No tokenizer takes half of a surrogate pair, and a model may write one.
+        vectors = encode_texts(self.encoder, [self.query_prefix + valid_text(query) for query in queries])
+        ranked = self._searcher.search(vectors, top_k)
+        return [[(self.documents[row], score) for row, score in best] for best in ranked]
 
 
-def _build(corpus: str | Path, folder: Path, encoder: Encoder) -> None:
-    n = sum(1 for _ in store_documents(corpus, folder))
-    documents = DocumentStore(folder)
-    # Written block by block: the vectors of a large corpus need not fit into memory.
-    vectors = np.lib.format.open_memmap(folder / _VECTORS, "w+", np.float32, (n, encoder.dim))
-    for start in track(range(0, n, _ENCODE_ROWS), "encoding passages"):
-        block = [documents[row] for row in range(start, min(n, start + _ENCODE_ROWS))]
-        vectors[start : start + len(block)] = _encode(encoder, [f"{doc.title}\n{doc.text}" for doc in block])
-    vectors.flush()
+def build_dense_index(
+    corpus: str | Path,
+    encoder: Encoder,
+    out: str | Path,
+    *,
+    dtype: str = "float32",
+    passage_prefix: str | None = None,
+    shard_rows: int = SHARD_ROWS,
+) -> Path:
+    """Build the index of ``corpus`` in ``out``; after a kill the same call continues behind the last whole shard.
+
+    Raises:
+        ValueError: ``out`` holds the index of another corpus or encoder; DataError: unusable corpus or directory.
+    """
+    settings, build = _plan(corpus, encoder, dtype, passage_prefix, shard_rows)
+    return index_at(out, corpus, settings, build, resumable=True, encoder_spec=encoder.spec)
 
 
-def _encode(encoder: Encoder, texts: list[str]) -> NDArray[np.float32]:
-    vectors = np.ascontiguousarray(encoder.encode(texts), dtype=np.float32)
-    if vectors.shape != (len(texts), encoder.dim) or not np.isfinite(vectors).all():
-        raise ValueError(
-            f"encoder: expected {len(texts)} finite vectors of length {encoder.dim} from {encoder.id!r}, "
-            f"got shape {vectors.shape}"
-        )
-    return vectors
+def e5_prefixes(encoder: Encoder) -> tuple[str, str]:
+    """What is put before queries and before passages: ``query: `` and ``passage: `` for the E5 family, else nothing.
+
+    E5 models (arXiv 2212.03533) are trained with these words and lose several points without them. An encoder with a
+    prefix of its own gets nothing more; neither do the instruction-tuned variants, which want a sentence.
+    """
+    name, _, own = encoder.spec.removeprefix("st:").partition("?prefix=")
+    known = not own and encoder.spec.startswith("st:") and _E5_NAME.search(name.rstrip("/").rsplit("/", 1)[-1].lower())
+    return ("query: ", "passage: ") if known else ("", "")
+
+
+def _plan(
+    corpus: str | Path, encoder: Encoder, dtype: str, passage_prefix: str | None, shard_rows: int
+) -> tuple[dict[str, Any], Any]:
+    if shard_rows < 1:
+        raise ValueError(f"shard_rows: expected at least 1, got {shard_rows}")
+    prefix = e5_prefixes(encoder)[1] if passage_prefix is None else passage_prefix
+    settings = {
+        "kind": "dense",
+        "encoder": encoder.id,
+        "passage_prefix": prefix,
+        "dtype": dtype,
+        "shard_rows": shard_rows,
+    }
+    return settings, lambda folder: build_vectors(corpus, folder, encoder, prefix, dtype, shard_rows)

@@ -11,9 +11,12 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from hiexp.agent.http_json import ServiceError, check_url, post_json
+from hiexp.agent.corpus import is_blank
+from hiexp.agent.http_json import ServiceError, check_url
+from hiexp.agent.http_pool import JsonClient, parallel_map
 from hiexp.agent.tools import Document
 
+_BATCH = 64  # queries in one request: a long batch is shared among connections
 SCHEMAS = {"/retrieve": "search_r1", "/queries": "r1_searcher"}
 
 
@@ -22,46 +25,55 @@ class HttpTool:
 
     Args:
         url: ``http://host:port/retrieve`` or ``…/queries``; the path names the schema.
-        timeout_s: seconds for one request.
+        timeout_s: seconds for one attempt.
         retries: further attempts after 429, 5xx, a time-out or a broken connection, with growing pauses
             (``Retry-After`` is obeyed).
+        connections: most requests under way at once; they are kept open between searches.
+
+    Attributes:
+        remote: its time is spent waiting, so calls may run beside other work.
+        empty_passages: passages without text that servers sent so far; they are left out.
 
     Raises:
         ValueError: the URL is no http(s) URL or its path is neither of the two.
     """
 
     name = "http"
+    remote = True
 
-    def __init__(self, url: str, *, timeout_s: float = 10.0, retries: int = 3) -> None:
+    def __init__(self, url: str, *, timeout_s: float = 10.0, retries: int = 3, connections: int = 8) -> None:
         path = check_url("url", url).path.rstrip("/")
         if not path.endswith(tuple(SCHEMAS)):
             raise ValueError(f"url: expected http://HOST:PORT/retrieve or …/queries, got {url!r}")
         self.url = url
         self.identity = f"http:{url}"
         self.schema = SCHEMAS["/" + path.rsplit("/", 1)[1]]
-        self.timeout_s, self.retries = timeout_s, retries
+        self.client = JsonClient(url, timeout_s=timeout_s, retries=retries, connections=connections)
+        self.empty_passages = 0
 
     def check(self) -> None:
         """Send one query; ServiceError says why the server cannot be used."""
         self.search(["hiexp"], 1)
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Document]]:
-        """The server's best ``top_k`` passages of each query, in one request.
+        """The server's best ``top_k`` passages of each query; batches of up to 64 queries, several at once.
 
         Raises:
             ServiceError: as above; the message names the URL, what came and what was expected.
         """
-        if not queries:
-            return []
+        batches = [list(queries[start : start + _BATCH]) for start in range(0, len(queries), _BATCH)]
+        found = parallel_map(lambda batch: self._search(batch, top_k), batches, self.client.connections)
+        return [documents for batch in found for documents in batch]
+
+    def _search(self, queries: list[str], top_k: int) -> list[list[Document]]:
         if self.schema == "search_r1":
-            reply = self._post({"queries": list(queries), "topk": top_k, "return_scores": True})
+            reply = self.client.post({"queries": queries, "topk": top_k, "return_scores": True})
             found = self._lists(reply, "result", len(queries))
         else:
-            found = self._lists(self._post({"queries": list(queries), "k": top_k}), "answers", len(queries))
-        return [[self._document(one) for one in documents[:top_k]] for documents in found]
-
-    def _post(self, body: dict[str, Any]) -> Any:
-        return post_json(self.url, body, timeout_s=self.timeout_s, retries=self.retries)
+            found = self._lists(self.client.post({"queries": queries, "k": top_k}), "answers", len(queries))
+        documents = [[self._document(one) for one in passages[:top_k]] for passages in found]
+        self.empty_passages += sum(is_blank(one) for passages in documents for one in passages)
+        return [[one for one in passages if not is_blank(one)] for passages in documents]
 
     def _lists(self, reply: Any, key: str, count: int) -> list[list[Any]]:
         found = reply.get(key) if isinstance(reply, dict) else None

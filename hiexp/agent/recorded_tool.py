@@ -38,6 +38,7 @@ class RecordedTool:
         self.path, self.tool = Path(path), tool
         if tool is None and not self.path.is_file():
             raise DataError(f"{path}: no such recording of searches")
+        self.remote: bool = getattr(tool, "remote", False)  # a replay waits for nobody
         self._lock = threading.Lock()
         self.hits = self.misses = 0
         try:
@@ -72,8 +73,9 @@ class RecordedTool:
                 raise ValueError(f"{self.name}: expected {len(missing)} lists of documents, got {len(found)}")
             self._write(dict(zip(missing, found, strict=True)), top_k)
             known |= zip(missing, found, strict=True)
-        self.hits += len(known) - len(missing)
-        self.misses += len(missing)
+        with self._lock:
+            self.hits += len(known) - len(missing)
+            self.misses += len(missing)
         return [list(known[query] or ()) for query in queries]
 
     def _read(self, query: str, top_k: int) -> list[Document] | None:

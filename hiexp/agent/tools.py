@@ -28,7 +28,11 @@ class Document:
 
 
 class Tool(Protocol):
-    """A search tool: deterministic for the same corpus, query and ``top_k``."""
+    """A search tool: deterministic for the same corpus, query and ``top_k``.
+
+    A tool that waits for a network has the attribute ``remote`` = True: it may be called from several threads, beside
+    other work. The others are called one at a time.
+    """
 
     @property
     def name(self) -> str: ...
@@ -86,7 +90,7 @@ def _guarded(tool: Tool, queries: Sequence[str], top_k: int, timeout_s: float) -
             # Checked here: the documents are the tool's objects, and looking at one may raise or hang as well.
             inbox.put(_results(tool.search(list(queries), top_k), len(queries), top_k))
         except BaseException as error:  # SystemExit too: it would end this thread alone, and look like a hung tool
-            inbox.put(_Failure("error", _valid_text(f"{type(error).__name__}: {error}")[:_ERROR_CHARACTERS]))
+            inbox.put(_Failure("error", valid_text(f"{type(error).__name__}: {error}")[:_ERROR_CHARACTERS]))
 
     # A pool would join its threads when the interpreter exits, and a hung tool would hang the exit: so a daemon thread.
     threading.Thread(target=work, name=f"hiexp-tool-{type(tool).__name__}", daemon=True).start()
@@ -125,10 +129,10 @@ def _checked(documents: Any, top_k: int) -> ToolResult:
             kinds = ", ".join(type(value).__name__ for value in fields)
             problem = f"expected documents with str id, title and text, got {type(document).__name__} ({kinds})"
             return ToolResult([], "error", 0.0, problem)
-        kept.append(Document(*(_valid_text(str(value)) for value in fields)))
+        kept.append(Document(*(valid_text(str(value)) for value in fields)))
     return ToolResult(kept[:top_k], "ok" if kept[:top_k] else "empty", 0.0, None)
 
 
-def _valid_text(text: str) -> str:
+def valid_text(text: str) -> str:
     """``text`` with ``?`` for every lone surrogate: legal in JSON escapes, but no tokenizer and no file takes one."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -201,12 +201,13 @@ def _weights_fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-def make_encoder(spec: str | Encoder) -> Encoder:
+def make_encoder(spec: str | Encoder, *, device: str = "cpu") -> Encoder:
     """Build an encoder from its spec; an encoder is passed through.
 
     Args:
         spec: ``"hashing"``, ``"hashing:DIM"`` or ``"st:FOLDER_OR_NAME"``, the last with ``?prefix=TEXT`` where the
             model wants one.
+        device: torch device of an ``st:`` model.
 
     Raises:
         ValueError: an unknown spec. ImportError: ``st:`` without sentence-transformers.
@@ -222,7 +223,7 @@ def make_encoder(spec: str | Encoder) -> Encoder:
         return HashingEncoder(int(rest)) if rest else HashingEncoder()
     if kind == "st" and rest:
         name, _, prefix = rest.partition("?prefix=")
-        return SentenceTransformerEncoder(name, prefix)
+        return SentenceTransformerEncoder(name, prefix, device)
     raise ValueError(f"encoder: expected 'hashing', 'hashing:DIM' or 'st:FOLDER_OR_NAME', got {spec!r}")
 
 

@@ -65,19 +65,49 @@ class TaskConfig:
 class ToolConfig:
     """The search tool."""
 
-    kind: Literal["bm25", "dense", "http", "replay", "none"] = "bm25"
-    """Search method; ``http`` asks a retriever server, ``replay`` answers from ``record`` alone, ``none`` finds
-    nothing."""
+    kind: Literal["bm25", "dense", "http", "web", "replay", "none"] = "bm25"
+    """Search method; ``http`` asks a retriever server, ``web`` a web-search provider, ``replay`` answers from
+    ``record`` alone, ``none`` finds nothing."""
     record: str | None = None
     """SQLite file that keeps every search and answers it from then on: a cache, and a recording for ``replay``."""
+    cached_queries: int = setting(0, at_least=0)
+    """Results kept in memory, the least recently used leave first; hits are counted. 0 keeps none."""
     url: str = ""
-    """Retriever server of ``http``: ``http://HOST:PORT/retrieve`` (search_r1) or ``…/queries`` (r1_searcher)."""
+    """Server of ``http`` (``http://HOST:PORT/retrieve`` for search_r1, ``…/queries`` for r1_searcher) or of ``web``."""
+    connections: int = setting(8, at_least=1)
+    """Requests of ``http`` and ``web`` under way at once; each carries one query, or a share of a batch."""
+    retries: int = setting(3, at_least=0)
+    """Further attempts of ``http`` and ``web`` after 429, 5xx, a time-out or a broken connection."""
+    provider: Literal["serper", "searxng"] = "serper"
+    """Request and reply schema of ``web``."""
+    key_env: str = "SERPER_API_KEY"
+    """Environment variable that holds the provider's key; the key itself is never part of a config."""
+    max_calls: int = setting(1000, at_least=1)
+    """Requests ``web`` may send in one process; further searches fail and are recorded as failed."""
+    calls_per_second: float = setting(5.0, above=0.0)
+    """Most requests per second of ``web``."""
     corpus: str = ""
-    """JSONL(.gz) file of passages with id, title and text."""
+    """JSONL(.gz) file of passages with id, title and text; with ``index`` it may be empty, else the index must be
+    of it."""
+    index: str | None = None
+    """Index directory made by ``hiexp index``; null builds one in ``cache_dir``."""
     cache_dir: str | None = None
     """Where the index is kept; beside the user's other caches where null."""
     encoder: str = "hashing"
-    """Encoder of dense search: ``hashing`` or ``st:PATH_OR_NAME``."""
+    """Encoder of dense search: ``hashing`` or ``st:PATH_OR_NAME``; with ``index`` the one it was built with."""
+    query_prefix: str | None = None
+    """Put before every query of dense search; null: ``query: `` for models of the E5 family, else nothing."""
+    passage_prefix: str | None = None
+    """Put before every passage when ``dense`` builds its index; null: ``passage: `` for E5, else nothing."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Type of the vectors when ``dense`` builds its index; float16 halves disk and page cache."""
+    method: Literal["exact", "flat", "ivf", "hnsw"] = "exact"
+    """How ``dense`` finds neighbours: ``exact`` from memory-mapped shards, or faiss in memory (``flat``, ``hnsw``) or
+    with lists on disk (``ivf``)."""
+    effort: int | None = setting(None, at_least=1)
+    """Lists searched (ivf, 64 where null) or candidates followed (hnsw, 128 where null) per query."""
+    device: str = "cpu"
+    """Where the encoder of ``dense`` and faiss (with faiss-gpu) run: ``cpu`` or ``cuda``."""
     top_k: int = setting(3, at_least=1)
     """Documents per query."""
     timeout_s: float = setting(10.0, above=0.0)

@@ -60,32 +60,64 @@ def make_tool(config: ToolConfig) -> Tool:
             raise ValueError("tool.record: expected the file of a recording for tool.kind 'replay', got null")
         return RecordedTool(config.record)
     tool = _searching_tool(config)
-    if config.record is None:
-        return tool
-    from hiexp.agent.recorded_tool import RecordedTool
+    if config.record is not None:
+        from hiexp.agent.recorded_tool import RecordedTool
 
-    return RecordedTool(config.record, tool)
+        tool = RecordedTool(config.record, tool)
+    if config.cached_queries == 0:
+        return tool
+    from hiexp.agent.cached_tool import CachedTool
+
+    return CachedTool(tool, config.cached_queries)
 
 
 def _searching_tool(config: ToolConfig) -> Tool:
     if config.kind == "none":
         return NoSearch()
+    if config.kind in ("http", "web"):
+        return _remote_tool(config)
+    from hiexp.agent.search_tools import open_index, search_corpus
+
+    dense: dict[str, Any] = {
+        "method": config.method,
+        "effort": config.effort,
+        "device": config.device,
+        "query_prefix": config.query_prefix,
+    }
+    if config.index is not None:
+        return open_index(config.index, corpus=config.corpus or None, kind=config.kind, encoder=config.encoder, **dense)
+    if not config.corpus:
+        raise ValueError(
+            f"tool.corpus: expected a JSONL(.gz) file, or tool.index, for tool.kind {config.kind!r}; got neither"
+        )
+    if config.kind == "dense":
+        dense |= {"encoder": config.encoder, "dtype": config.dtype, "passage_prefix": config.passage_prefix}
+    return search_corpus(config.corpus, kind=config.kind, cache_dir=config.cache_dir, **dense)
+
+
+def _remote_tool(config: ToolConfig) -> Tool:
+    shared: dict[str, Any] = {
+        "timeout_s": config.timeout_s,
+        "retries": config.retries,
+        "connections": config.connections,
+    }
     if config.kind == "http":
         from hiexp.agent.http_tool import HttpTool
 
-        remote = HttpTool(config.url, timeout_s=config.timeout_s)
+        remote = HttpTool(config.url, **shared)
         remote.check()
         return remote
-    if not config.corpus:
-        raise ValueError(f"tool.corpus: expected a JSONL(.gz) file for tool.kind {config.kind!r}, got an empty string")
-    if config.kind == "bm25":
-        from hiexp.agent.bm25 import Bm25Tool
+    from hiexp.agent.web_tool import WebTool
 
-        return Bm25Tool.from_corpus(config.corpus, config.cache_dir)
-    from hiexp.agent.dense import DenseTool
-    from hiexp.experience.encoder import make_encoder
-
-    return DenseTool.from_corpus(config.corpus, make_encoder(config.encoder), config.cache_dir)
+    # Not tried out here: every request costs money.
+    return WebTool(
+        config.provider,
+        config.url,
+        key_env=config.key_env,
+        max_calls=config.max_calls,
+        calls_per_second=config.calls_per_second,
+        **shared,
+    )
 
 
 def choose_snapshot(config: ExperienceConfig, directory: RunDirectory, given: Snapshot | None) -> Snapshot | None:

@@ -1,8 +1,8 @@
 """Maths answers: extraction from the usual data-set formats and checking through math-verify.
 
 SymPy can be made to run for hours or to eat all memory by a short string (``9**9**9**9``), and model output is
-untrusted. So the checker works in a child process with a time limit and a memory limit (``math_worker.py``); what
-exceeds them scores 0 and is counted.
+untrusted. So the checker works in a child process with limits on processor time and memory that can neither write files
+nor start programs (``math_worker.py``); what exceeds them scores 0 and is counted, and a new child takes over.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _GSM8K_ANSWER = re.compile(r"####\s*(\S.*?)\s*$")
 MAX_ANSWER_CHARACTERS = 4_000
 # Importing SymPy takes seconds on a busy machine; not charged to the first answer.
 _START_SECONDS = 120.0
+_CLOCK_FACTOR = 20.0  # a machine this busy answers nobody
 
 
 def gsm8k_answer(solution: str) -> str:
@@ -50,7 +51,8 @@ class MathScorer:
     expression and, where that differs, by the expression math-verify finds in it. Garbage scores 0.
 
     Args:
-        time_limit: seconds per answer, after which the checker is killed and the answer scores 0.
+        time_limit: seconds of processor time per answer, after which the checker ends and the answer scores 0. The
+            same answer gets the same time on a busy machine; twenty times as long on the clock ends it in any case.
 
     Attributes:
         failures: how many answers broke the limits so far.
@@ -90,12 +92,12 @@ class MathScorer:
 
     def _ask(self, prediction: str, golds: list[str]) -> bool:
         worker = self._worker or self._start()
-        request = json.dumps({"prediction": prediction, "golds": golds}).encode() + b"\n"
+        request = json.dumps({"prediction": prediction, "golds": golds, "seconds": self.time_limit}).encode() + b"\n"
         assert worker.stdin is not None
         try:
             worker.stdin.write(request)
             worker.stdin.flush()
-            reply = _read_line(worker, self.time_limit)
+            reply = _read_line(worker, self.time_limit * _CLOCK_FACTOR)
         except BrokenPipeError:
             reply = None
         if reply is None:

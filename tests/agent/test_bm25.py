@@ -88,6 +88,6 @@ def test_real_corpus_answers_a_real_question(data_dir, tmp_path):
 
 def test_a_corpus_without_words_is_refused(tmp_path):
     (tmp_path / "c.jsonl").write_text('{"text": "... !"}\n{"text": ""}\n')
-    with pytest.raises(DataError, match=r"c\.jsonl: expected passages with words, got none in the 2 titles and texts"):
+    with pytest.raises(DataError, match=r"c\.jsonl: expected passages with words, got none in the 1 titles and texts"):
         Bm25Tool.from_corpus(tmp_path / "c.jsonl", tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []

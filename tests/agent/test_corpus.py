@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from hiexp.agent.corpus import DocumentStore, cached_index, read_corpus, store_documents
+from hiexp.agent.corpus import DocumentStore, read_corpus, store_documents
+from hiexp.agent.index_folder import cached_index
 from hiexp.agent.tools import Document
 from hiexp.io import DataError
 

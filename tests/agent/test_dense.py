@@ -45,14 +45,14 @@ def test_queries_are_scored_in_bounded_blocks(corpus, tmp_path, monkeypatch):
     tool = DenseTool.from_corpus(corpus, TableEncoder(), tmp_path / "cache")
     queries = ["red", "green", "blue", "yellow"] * 3
     whole = tool.search(queries, 2)
-    monkeypatch.setattr("hiexp.agent.dense._SCORE_CELLS", 12)
+    monkeypatch.setattr("hiexp.agent.dense_search.BLOCK_CELLS", 2048)
     assert tool.search(queries, 2) == whole
     assert tool.search([], 2) == []
 
 
 def test_blocks_of_passages_change_nothing(corpus, tmp_path, monkeypatch):
     whole = DenseTool.from_corpus(corpus, HashingEncoder(64), tmp_path / "a")
-    monkeypatch.setattr("hiexp.agent.dense._ENCODE_ROWS", 2)
+    monkeypatch.setattr("hiexp.agent.dense_index._ENCODE_ROWS", 2)
     blocks = DenseTool.from_corpus(corpus, HashingEncoder(64), tmp_path / "b")
     assert blocks.search(["green", "yellow light"], 5) == whole.search(["green", "yellow light"], 5)
 
@@ -68,6 +68,6 @@ def test_each_encoder_has_its_own_index(corpus, tmp_path):
 def test_an_encoder_that_misbehaves_is_named_and_leaves_no_index(corpus, tmp_path, wrong):
     encoder = TableEncoder()
     encoder.encode = lambda texts: wrong
-    with pytest.raises(ValueError, match="5 finite vectors of length 2 from 'table-2'"):
+    with pytest.raises(ValueError, match="1 finite vectors of length 2 from 'table-2'"):
         DenseTool.from_corpus(corpus, encoder, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []

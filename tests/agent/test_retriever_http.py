@@ -93,7 +93,8 @@ def test_health_counts_queries(address):
     post(f"{address}/queries", {"queries": ["a", "b"]})
     with urllib.request.urlopen(f"{address}/health", timeout=10) as response:
         after = json.loads(response.read())
-    assert after == {"tool": "bm25", "passages": 3, "queries": before["queries"] + 2}
+    assert after == {**before, "queries": before["queries"] + 2, "searches": before["searches"] + 1}
+    assert (after["tool"], after["passages"], after["waiting"]) == ("bm25", 3, 0)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +137,52 @@ def test_many_clients_at_once_get_their_own_answers(tool, address):
     for thread in threads:
         thread.join()
     assert found == tool.search(queries, 2)
+
+
+def test_a_request_under_way_is_answered_before_the_server_ends(tool):
+    entered, gate = threading.Event(), threading.Event()
+
+    class Slow:
+        name, documents = "slow", tool.documents
+
+        def search_scored(self, queries, top_k):
+            entered.set()
+            assert gate.wait(20)
+            return tool.search_scored(queries, top_k)
+
+    found = []
+    with RetrieverServer(Slow(), port=0) as server:
+        url = f"{running(server)}/retrieve"
+        client = HttpTool(url)
+        caller = threading.Thread(target=lambda: found.extend(client.search(["first program"], 1)))
+        caller.start()
+        assert entered.wait(20)
+        server.shutdown()
+        assert not server.drain(timeout_s=0.0)
+        gate.set()
+        assert server.drain()
+    caller.join(20)
+    assert found == tool.search(["first program"], 1)
+    assert client.client._free == []  # told that the connection ends
+
+
+def test_a_full_server_says_when_to_come_back(tool, monkeypatch):
+    with RetrieverServer(tool, port=0) as server:
+        monkeypatch.setattr(server.searches, "waiting", 100_000)
+        url = f"{running(server)}/retrieve"
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(urllib.request.Request(url, b'{"queries": ["a"]}'), timeout=10)
+        assert (caught.value.code, caught.value.headers["Retry-After"]) == (503, "1")
+        assert post(url, {"queries": []}) == (200, {"result": []})
+        server.shutdown()
+
+
+def test_too_long_and_too_nested_bodies_are_refused(address):
+    assert post(f"{address}/retrieve", None, b"[" * 100_000)[0] == 400
+    request = urllib.request.Request(f"{address}/retrieve", b"{}", {"Content-Length": str(1 << 30)})
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=10)
+    assert caught.value.code == 400
 
 
 class Scripted(BaseHTTPRequestHandler):
@@ -241,6 +288,46 @@ def test_command_serves_until_it_is_stopped(corpus):
     assert found[0][0].id == "a"
     assert rest == "stopped after 1 queries\n"
     assert process.returncode == 0
+
+
+def test_an_index_is_built_ahead_and_served(corpus, tmp_path, capsys):
+    from hiexp.cli import main
+
+    out = str(tmp_path / "index")
+    assert main(["index", str(corpus), "--out", out, "--encoder", "hashing:64", "--shard-size", "2"]) == 0
+    assert f"{out}: 3 passages, " in capsys.readouterr().out
+    command = [
+        sys.executable,
+        "-m",
+        "hiexp.cli",
+        "serve-retriever",
+        "--index",
+        out,
+        "--port",
+        "0",
+        "--cached-queries",
+        "9",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        assert line.startswith("3 passages (dense) at http://127.0.0.1:")
+        client = HttpTool(line.split()[4])
+        found = [client.search(["first program"], 2) for _ in range(2)]
+        process.send_signal(signal.SIGTERM)
+        rest = process.stdout.read()
+    assert (
+        found[0]
+        == found[1]
+        == make_tool(ToolConfig(kind="dense", index=out, encoder="hashing:64")).search(["first program"], 2)
+    )
+    assert rest == "stopped after 2 queries, 1 of them from the cache\n"
+    assert main(["serve-retriever", "--index", out, "--kind", "bm25"]) == 2
+    assert "kind 'dense'; wanted kind 'bm25'" in capsys.readouterr().err
+    assert main(["index", str(corpus), "--out", out, "--kind", "bm25"]) == 2
+    assert "kind 'dense'; wanted kind 'bm25'" in capsys.readouterr().err
+    assert main(["index", str(corpus), "--out", out, "--kind", "bm25", "--dtype", "float16"]) == 2
+    assert "--dtype: belongs to dense indexes" in capsys.readouterr().err
+    assert main(["serve-retriever"]) == 2
 
 
 def test_command_names_a_bad_corpus(tmp_path, capsys):
