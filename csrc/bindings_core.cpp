@@ -6,6 +6,7 @@
 #include "clustering/cuda/host_emulation.h"
 #include "clustering/cuda/tile_emulation.h"
 #include "clustering/matrix_linkage.h"
+#include "retrieval/binding.h"
 #include "scoring/binding.h"
 
 namespace py = pybind11;
@@ -59,6 +60,16 @@ PYBIND11_MODULE(_core, m) {
   m.def("triangle_offset", &clustering::triangle_offset, "i"_a);
   m.def("emulated_tile", &clustering::emulated_tile, "a"_a, "b"_a);
   m.def("cut_labels", &clustering::cut, "z"_a.noconvert(), "n_merges"_a, "n"_a);
+
+  namespace retrieval = hiexp::retrieval;
+  py::class_<retrieval::BoundIndex>(m, "ExactIndex", py::module_local())
+      .def(py::init<retrieval::Floats, std::vector<double>, std::optional<retrieval::Floats>, std::vector<float>,
+                    std::vector<size_t>, double>(),
+           "rows"_a.noconvert(), "least"_a, "rotation"_a, "scales"_a, "ends"_a, "relative"_a)
+      .def("points", &retrieval::BoundIndex::points)
+      .def("store", &retrieval::BoundIndex::store, "first"_a, "rotated"_a.noconvert())
+      .def("search", &retrieval::BoundIndex::search, "queries"_a.noconvert(), "top_k"_a, "threshold"_a, "hidden"_a,
+           "n_threads"_a);
 
   namespace scoring = hiexp::scoring;
   m.def("forward_tile", &scoring::bind_forward_tile<float>, "logits"_a.noconvert(), "bias"_a.noconvert(),

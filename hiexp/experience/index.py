@@ -1,99 +1,119 @@
-"""Exact nearest rows by cosine: the same answer from numpy and faiss, whatever the BLAS or the batch.
+"""Exact nearest rows by inner product: the same answer on any machine, with any number of threads.
 
-A float32 product finds candidates; a float64 product, one row at a time, scores them. Scores are rounded to six
-decimals, so that equal titles tie exactly and ties can be broken by the caller's order of rows.
+Scores are float64 sums of exact products in a fixed order, rounded to six decimals, so that equal titles tie exactly and
+ties go to the lower row. Most rows are never read: csrc/retrieval keeps a copy of one byte a column and leaves a block
+of rows as soon as a proven upper bound (Cauchy-Schwarz on the columns not read, plus all rounding errors) shows that
+none of them can be returned. Dense vectors are turned to their principal axes first, so that few columns say most;
+sparse ones (the hashing encoder) keep their axes: only the columns that a query has are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from importlib.util import find_spec
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hiexp._extras import require
+from hiexp import _core
 
-FAISS_MIN_ROWS = 50_000  # below this one float32 product is faster than building a faiss index
-SCORE_DECIMALS = 6
-# Twice the worst rounding error of a float32 dot product of unit vectors (d * 2^-24, for d up to 4096), so that no row
-# of the exact top k is missing among the candidates.
-_MARGIN = 5e-4
+CODED_ROWS = 2048  # below this, scoring every row takes less than 0.2 ms
+_SPARSE = 0.3  # share of non-zero values up to which reading the query's own columns beats turning the axes
+_STAGES = (32, 64, 96, 128, 192, 256, 384)  # columns after which a block may be left
+_SAMPLE = 16_384  # rows that axes and scales are taken from; both may be anything, the bounds hold
+_CHUNK = 8192  # rows turned at a time
+_ROWS_PER_THREAD = 50_000  # starting a thread takes about 30 us
+_UNIT = 2.0**-24  # rounding of float32
 
 
 class ExactIndex:
-    """Inner-product search over unit rows.
+    """Inner-product search over rows.
 
     Args:
-        vectors: (n, d) float32 unit rows; not copied.
+        vectors: (n, d) float32, finite; not copied, must not change.
+        least: (n,) float64, the least score at which each row is returned where a search names no threshold.
+        n_threads: threads of a search; None: as many as pay, at most the cores this process may use.
 
-    From FAISS_MIN_ROWS rows on, faiss is used where it is installed.
+    Raises:
+        ValueError: a vector that is not finite (NaN, infinity).
     """
 
-    def __init__(self, vectors: NDArray[np.float32]) -> None:
-        self._vectors = vectors
-        self._faiss: Any = None
-        if len(vectors) >= FAISS_MIN_ROWS and find_spec("faiss") is not None:
-            faiss = require("faiss", "train", "retrieval over a large HEK")
-            self._faiss = faiss.IndexFlatIP(vectors.shape[1])
-            self._faiss.add(vectors)
+    def __init__(
+        self, vectors: NDArray[np.float32], least: NDArray[np.float64], *, n_threads: int | None = None
+    ) -> None:
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        n, d = vectors.shape
+        self._n_threads = min(_cores(), 1 + n // _ROWS_PER_THREAD) if n_threads is None else n_threads
+        self._dim = d
+        if n < CODED_ROWS or d == 0:
+            _check_finite(vectors, "vectors")
+            self._core: Any = _core.ExactIndex(vectors, least, None, [], [], 0.0)
+            return
+        sample = vectors[:: -(-n // _SAMPLE)]
+        _check_finite(sample, "vectors")
+        rotation = None if np.count_nonzero(sample) <= _SPARSE * sample.size else _axes(sample)
+        largest = np.abs(sample if rotation is None else sample @ rotation).max(axis=0)
+        scales = np.where(largest > 0, largest, 1.0) / 127
+        ends = [d] if rotation is None else [end for end in _STAGES if end < d] + [d]
+        relative = _relative_error(d, rotation)
+        self._core = _core.ExactIndex(vectors, least, rotation, scales, ends, relative)
+        points = self._core.points()
+        for start in range(0, len(points), _CHUNK):
+            rows = vectors[points[start : start + _CHUNK]]
+            self._core.store(start, rows if rotation is None else rows @ rotation)
 
     def search(
         self,
         queries: NDArray[np.float32],
         top_k: int,
-        least: NDArray[np.float64],
-        hidden: Sequence[Collection[int]],
+        hidden: Sequence[Sequence[int]],
+        threshold: float | None = None,
     ) -> list[list[tuple[int, float]]]:
         """Per query the ``top_k`` best ``(row, score)``, sorted by (-score, row).
 
         Args:
-            queries: (q, d) float32 unit rows.
-            least: (n,) the least score at which each row may be returned.
-            hidden: per query, rows it must not get.
+            queries: (q, d) float32, finite.
+            hidden: per query, rows it must not get, ascending.
+            threshold: the least score; None takes each row's own.
+
+        Raises:
+            ValueError: a query that is not finite, or of another length than the rows.
         """
-        if len(self._vectors) == 0:
-            return [[] for _ in queries]
-        if self._faiss is not None:
-            found = [self._faiss_candidates(q, top_k, least, out) for q, out in zip(queries, hidden, strict=True)]
-        else:
-            scores = queries @ self._vectors.T  # (q, n) float32
-            found = [_numpy_candidates(s, top_k, least, out) for s, out in zip(scores, hidden, strict=True)]
-        return [self._rank(query, rows, top_k, least) for query, rows in zip(queries, found, strict=True)]
-
-    def _rank(
-        self, query: NDArray[np.float32], rows: NDArray[np.intp], top_k: int, least: NDArray[np.float64]
-    ) -> list[tuple[int, float]]:
-        rows = np.sort(rows)  # a stable sort by score then leaves ties in the order of rows
-        exact = (self._vectors[rows].astype(np.float64) * query.astype(np.float64)).sum(axis=1)
-        scores = np.round(exact, SCORE_DECIMALS)
-        rows, scores = rows[scores >= least[rows]], scores[scores >= least[rows]]
-        order = np.argsort(-scores, kind="stable")[:top_k]
-        return list(zip(rows[order].tolist(), scores[order].tolist(), strict=True))
-
-    def _faiss_candidates(
-        self, query: NDArray[np.float32], top_k: int, least: NDArray[np.float64], hidden: Collection[int]
-    ) -> NDArray[np.intp]:
-        n = len(self._vectors)
-        wanted = top_k + len(hidden) + 8
-        while True:
-            wanted = min(wanted, n)
-            scores, rows = (found[0] for found in self._faiss.search(query[None], wanted))
-            kept = np.isin(rows, list(hidden), invert=True)
-            certain = scores[kept & (scores >= least[rows] + _MARGIN)]
-            # Complete once the worst row seen lies clearly below the k-th best that will surely be returned.
-            if wanted == n or (len(certain) >= top_k and scores[-1] < certain[top_k - 1] - _MARGIN):
-                return np.asarray(rows[kept], dtype=np.intp)
-            wanted *= 2
+        queries = np.ascontiguousarray(queries, np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self._dim:
+            raise ValueError(f"queries: expected (q, {self._dim}), got {queries.shape}")
+        _check_finite(queries, "queries")
+        found: list[list[tuple[int, float]]] = self._core.search(queries, top_k, threshold, hidden, self._n_threads)
+        return found
 
 
-def _numpy_candidates(
-    score: NDArray[np.float32], top_k: int, least: NDArray[np.float64], hidden: Collection[int]
-) -> NDArray[np.intp]:
-    possible = score >= least - _MARGIN
-    possible[list(hidden)] = False
-    certain = score[possible & (score >= least + _MARGIN)]
-    if len(certain) > top_k:
-        possible &= score >= np.partition(certain, len(certain) - top_k)[len(certain) - top_k] - _MARGIN
-    return np.flatnonzero(possible)
+def _axes(sample: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Principal axes (d, d) of the rows, largest first, one a column. Not centred: products, not distances, are sought."""
+    covariance = (sample.T @ sample).astype(np.float64)
+    _, axes = np.linalg.eigh(covariance)
+    return np.ascontiguousarray(axes[:, ::-1], np.float32)
+
+
+def _relative_error(d: int, rotation: NDArray[np.float32] | None) -> float:
+    """Bound of |true product - product of the turned vectors, summed in float32| / (|query| |row|), any order of sums.
+
+    A float32 product of d terms is off by at most ``d 2^-24 |x| |y|`` (Higham, Accuracy and Stability, ch. 3); turning a
+    vector multiplies that by the norm of the absolute values of the axes, at most the square root of d.
+    """
+    sums = (d + 16) * _UNIT
+    if rotation is None:
+        return 2 * sums
+    exact = rotation.astype(np.float64)
+    skew = float(np.linalg.norm(exact.T @ exact - np.eye(d)))
+    return 2 * sums + 2.1 * sums * d**0.5 + skew
+
+
+def _check_finite(vectors: NDArray[np.float32], name: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise ValueError(f"{name}: expected finite values, got NaN or infinity in row {bad[0]}")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

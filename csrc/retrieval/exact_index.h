@@ -1,0 +1,64 @@
+// Exact inner-product search that reads a fraction of the rows. Every distinct row is a point; its rotated copy is kept
+// as one byte a column, in blocks of points, column by column. A query reads the columns in stages: what is left of a
+// product is at most |rest of query| |rest of point| (Cauchy-Schwarz), rounding errors are bounded per block, and a
+// block that cannot reach what was found so far is left. What remains is scored exactly, from the float32 rows.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace hiexp::retrieval {
+
+// A row that is served: scores are rounded to six decimals, ties go to the lower row.
+struct Found {
+  double score;
+  int64_t row;
+  bool operator<(const Found& other) const {  // better than
+    return score != other.score ? score > other.score : row < other.row;
+  }
+};
+
+// How points are coded. The default codes nothing: every point is then scored.
+struct Layout {
+  std::vector<float> rotation;  // (d, d) row-major, orthogonal up to `relative`; empty: none
+  std::vector<float> scales;    // (d,) value of one step of a column's codes, positive
+  std::vector<size_t> ends;     // columns read by the end of each stage, ascending, the last is d; empty: no codes
+  double relative = 0.0;        // rounding of the rotation and the sums, relative to |query| |point|
+};
+
+class ExactIndex {
+ public:
+  // `rows` (n, d) must outlive the index; row i is served at scores >= least[i] where a search names no threshold.
+  ExactIndex(const float* rows, size_t n, size_t d, std::vector<double> least, Layout layout);
+
+  // The first row of each point, ascending.
+  const std::vector<int64_t>& points() const { return points_; }
+
+  // Codes `count` points from `first` on, given their rotated rows (count, d). Throws std::invalid_argument where a
+  // value is not finite.
+  void store(size_t first, const float* rotated, size_t count);
+
+  // The `top_k` best rows for `query` (d,), best first, but those in `hidden` (ascending).
+  std::vector<Found> search(const float* query, size_t top_k, std::optional<double> threshold,
+                            const std::vector<int64_t>& hidden, int n_threads) const;
+
+ private:
+  class Search;
+  void find_points();
+  size_t n_blocks() const;
+
+  const float* rows_;
+  size_t n_, d_;
+  std::vector<double> least_;
+  Layout layout_;
+  std::vector<int64_t> points_;
+  std::vector<int64_t> members_, member_begin_;  // rows of each point, ascending
+  std::vector<double> block_least_;              // least score of any row of a block
+  std::vector<std::vector<int8_t>> codes_;       // per stage (blocks, columns of the stage, kBlock)
+  std::vector<std::vector<float>> tails_;        // per stage (points,) norm of the columns not read by its end
+  std::vector<float> slack_;                     // per block, times |query|: rounding of codes, rotation and sums
+};
+
+}  // namespace hiexp::retrieval
