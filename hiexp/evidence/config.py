@@ -79,7 +79,7 @@ def _train_defaults() -> TrainConfig:
 class EvidenceConfig:
     """All settings; every seed and arm shares them."""
 
-    trapped: float = setting(0.6, at_least=0.0, at_most=1.0)
+    trapped: float = setting(0.7, at_least=0.0, at_most=1.0)
     """Share of the demonstrators' unaided choices that fall for the trap; the rest are coin flips, so that the policy
     starts out right in (1 - trapped) / 2 of the questions."""
     lessons_at_start: float = setting(0.8, at_least=0.0, at_most=1.0)

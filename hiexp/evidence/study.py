@@ -1,9 +1,9 @@
 """One seed of the study: warm start, own experience, teacher, arms, tests; every stage is made once.
 
-    SEED/policy/                  warm-started model
-    SEED/hek/, SEED/teacher/      rollouts, hek.sqlite and report.json of the policy's own HEK and of the teacher's
-    SEED/arms/ARM/                run directories
-    SEED/tests/ARM/CONDITION/     rollouts.jsonl.gz, measures.json
+SEED/policy/                  warm-started model
+SEED/hek/, SEED/teacher/      rollouts, hek.sqlite and report.json of the policy's own HEK and of the teacher's
+SEED/arms/ARM/                run directories
+SEED/tests/ARM/CONDITION/     rollouts.jsonl.gz, measures.json
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ from hiexp.rl.warm_start import warm_start
 from hiexp.tasks.question import Question
 
 
+# Policies that are tested with the teacher's HEK as well as with their own.
+_MEETS_TEACHER = (UNTRAINED, "none", "all", "half", "teacher")
+
+
 class Study:
     """One seed, in ``folder``; :meth:`run` does what is not done yet."""
 
@@ -54,7 +58,9 @@ class Study:
                 continue
             self._train(name)
             if name == "oracle":
-                stage(self.folder / "teacher", self._teach, self.say, "rollouts of the oracle-trained policy, distilled")
+                stage(
+                    self.folder / "teacher", self._teach, self.say, "rollouts of the oracle-trained policy, distilled"
+                )
                 self._test(UNTRAINED)
             self._test(name)
         if "oracle" not in self.arms:
@@ -189,7 +195,7 @@ class Study:
     def _conditions(self, name: str) -> dict[str, Arm | None]:
         """What a policy is tested with: nothing, the HEK in full, the teacher's HEK, and what it was trained with."""
         found: dict[str, Arm | None] = {"without": None, "hek": ARMS["all"]}
-        if (self.folder / "teacher").is_dir():
+        if name in _MEETS_TEACHER and (self.folder / "teacher").is_dir():
             found["teacher"] = ARMS["teacher"]
         if name == UNTRAINED:
             return found | {one: ARMS[one] for one in ("oracle", "e1", "e23", "placebo", "shuffled", "plain")}
