@@ -27,12 +27,21 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--tables", action="store_true", help="train nothing: write tables and pictures from what is finished"
     )
+    parser.add_argument("--results", metavar="DIR", help="where --tables writes (default: the directory of the study)")
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from dataclasses import replace
+
+    if args.results and not args.tables:
+        raise ValueError("--results: expected --tables with it")
+    if args.tables:
+        from hiexp.evidence.page import write_results
+
+        _say(str(write_results(args.out, args.results)))
+        return 0
 
     from hiexp.evidence.config import ARMS, EvidenceConfig
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from hiexp.evidence.config import ARMS, EvidenceConfig, check_arms
+from hiexp.evidence.page import write_results
 from hiexp.evidence.study import Study
 from hiexp.io import atomic_write
 from hiexp.quickstart.stages import Say
@@ -38,7 +39,10 @@ def evidence(
             begin = time.perf_counter()
             Study(config, seed, out / f"seed_{seed}", names, say).run()
             say(f"[seed {seed}] done, {time.perf_counter() - begin:.0f} s")
-    return out
+            # After every seed: a study that is stopped early has its results so far.
+            page = write_results(out)
+    say(f"Results: {page}")
+    return page
 
 
 def _claim(out: Path, config: EvidenceConfig) -> None:

@@ -34,7 +34,6 @@ from hiexp.rl.trainer import GRPOTrainer
 from hiexp.rl.warm_start import warm_start
 from hiexp.tasks.question import Question
 
-
 # Policies that are tested with the teacher's HEK as well as with their own.
 _MEETS_TEACHER = (UNTRAINED, "none", "all", "half", "teacher")
 
