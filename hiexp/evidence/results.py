@@ -1,4 +1,4 @@
-"""From the files of a study to numbers: one row of measures per seed and arm, then means, intervals, paired differences.
+"""From the files of a study to numbers: a row of measures per seed and arm, then means, intervals, paired differences.
 
 Fixed before any result was seen: the endpoints are test EM on trained families in trained wordings, once without and
 once with the HEK (:data:`ENDPOINTS`), and differences are taken within a seed against :data:`BASELINE`. Intervals are
@@ -126,8 +126,10 @@ def training_measures(rows: Sequence[Mapping[str, Any]]) -> Row:
         "reward_plateau": _mean(reward[-tail:]),
         "reward_untold_plateau": _mean(untold[-tail:]),
         "advantage_var": _mean(series("advantage_var_raw")),
+        "advantage_var_first": _mean(series("advantage_var_raw")[:tail]),
         "advantage_var_last": _mean(series("advantage_var_raw")[-tail:]),
         "zero_variance_share": _mean(series("zero_variance_share")),
+        "zero_variance_first": _mean(series("zero_variance_share")[:tail]),
         "zero_variance_last": _mean(series("zero_variance_share")[-tail:]),
         "grad_norm": _mean(norm),
         "grad_norm_cv": float(norm.std(ddof=1) / norm.mean()) if len(norm) > 1 and norm.mean() > 0 else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from hiexp.experience.encoder import make_encoder
 from hiexp.experience.record import LEVELS, Experience, Level
@@ -59,7 +60,7 @@ def plain() -> Snapshot:
     return Snapshot(**_parts([Experience("E3", "plain instruction", PLAIN_INSTRUCTION, exp_id="plain", rev=1)]))
 
 
-def _parts(entries: Sequence[Experience]) -> dict[str, object]:
+def _parts(entries: Sequence[Experience]) -> dict[str, Any]:
     encoder = make_encoder("hashing")
     ordered = sorted(entries, key=lambda entry: entry.exp_id)
     return {

@@ -54,8 +54,8 @@ def _endpoints(summary: Summary) -> Body:
         header,
         rows,
         (
-            "Trained families in trained wordings, new worlds; the HEK shown in full. 95% intervals (Student's t over seeds); "
-            f"differences are taken within a seed, same warm start and worlds as {BASELINE}."
+            "Trained families in trained wordings, new worlds; the HEK shown in full. 95% intervals (Student's t over "
+            f"seeds); differences are taken within a seed, same warm start and worlds as {BASELINE}."
         ),
     )
 
@@ -79,8 +79,9 @@ def _learning(summary: Summary) -> Body:
         header,
         rows,
         (
-            "Rewards of arms with experience are earned with it in the prompt: their height is context as much as learning. "
-            "AUC is the mean reward over all steps. Steps to a reward: mean of the seeds that reached it, and how many did."
+            "Rewards of arms with experience are earned with it in the prompt: their height is context as much as "
+            "learning. AUC is the mean reward over all steps. Steps to a reward: mean of the seeds that reached it, "
+            "and how many did."
         ),
     )
 
@@ -98,9 +99,10 @@ def _steadiness(summary: Summary) -> Body:
         ["arm", *(title for title, _, _ in keys)],
         rows,
         (
-            "Variance of reward minus group mean, before the division by the group's standard deviation. Low variance can "
-            "mean steady learning or groups with nothing left to learn from: read it with the share of zero-variance groups. "
-            "KL in nats per sampled token, on test rollouts. Seconds on a shared machine: a rough guide."
+            "Variance of reward minus group mean, before the division by the group's standard deviation. Low variance "
+            "can mean steady learning or groups with nothing left to learn from: read it with the share of zero- "
+            "variance groups. KL in nats per sampled token, on test rollouts. Seconds on a shared machine: a rough "
+            "guide."
         ),
     )
 
@@ -115,8 +117,9 @@ def _strata(summary: Summary) -> Body:
         header,
         rows,
         (
-            "Test EM. Seen: trained families and wordings. Reworded: trained families in wordings that neither training nor "
-            "the store has met. Unseen: families that neither has met; the store has nothing true to say about them."
+            "Test EM. Seen: trained families and wordings. Reworded: trained families in wordings that neither "
+            "training nor the store has met. Unseen: families that neither has met; the store has nothing true to say "
+            "about them."
         ),
     )
 
@@ -145,9 +148,9 @@ def _uptake(summary: Summary) -> Body:
         header,
         rows,
         (
-            "Right and inverted: share of rollouts whose nearest line about their attributes said so. Follows: share of those "
-            "that did as told, in the search (start) or in the answer (tool). Right untold: share that searched for the right "
-            "attribute with no such line."
+            "Right and inverted: share of rollouts whose nearest line about their attributes said so. Follows: share "
+            "of those that did as told, in the search (start) or in the answer (tool). Right untold: share that "
+            "searched for the right attribute with no such line."
         ),
     )
 
@@ -176,8 +179,9 @@ def _stores(summary: Summary) -> Body:
         ["measure", *stores],
         rows,
         (
-            "hek: from the warm start's own rollouts. teacher: from rollouts of the oracle-trained policy, half of each group "
-            "told the true lesson. Retrieval: the nearest of the lines served that is about the question's attributes."
+            "hek: from the warm start's own rollouts. teacher: from rollouts of the oracle-trained policy, half of "
+            "each group told the true lesson. Retrieval: the nearest of the lines served that is about the question's "
+            "attributes."
         ),
     )
 

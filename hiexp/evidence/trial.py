@@ -69,8 +69,8 @@ def measure(rollouts: Sequence[Rollout], task: EvidenceTask, snapshot: Snapshot 
 def read(question: Question, rollout: Rollout, descriptions: Mapping[str, str]) -> dict[str, Any]:
     """What one rollout was told about its question and what it chose.
 
-    ``start``, ``tool``: verdict of the first line about the question's attributes in the prompt and of the last one in a
-    tool response (``none`` where no line is about them). ``chosen``: the attribute named last, as ``right``,
+    ``start``, ``tool``: verdict of the first line about the question's attributes in the prompt and of the last one in
+    a tool response (``none`` where no line is about them). ``chosen``: the attribute named last, as ``right``,
     ``inverted`` (the trap) or ``other``; ``searched``: the one named first. ``leak``: a line holds the answer.
     """
     lines = [(entry.turn, descriptions[entry.exp_id]) for entry in rollout.injections]

@@ -59,8 +59,8 @@ def _says(summary: Summary, lead: str, a: tuple[str, str], b: tuple[str, str]) -
 
 def _headlines(summary: Summary) -> list[str]:
     found = _says(
-        summary, "Context alone: the untrained policy shown the HEK, against itself without", (UNTRAINED, "hek.seen.em"),
-        (UNTRAINED, "without.seen.em"),
+        summary, "Context alone: the untrained policy shown the HEK, against itself without",
+        (UNTRAINED, "hek.seen.em"), (UNTRAINED, "without.seen.em"),
     )  # fmt: skip
     for arm in ("all", "half"):
         for label, key in ENDPOINTS.items():
@@ -77,37 +77,54 @@ def _headlines(summary: Summary) -> list[str]:
 
 
 def _reasons(summary: Summary) -> list[str]:
-    """Where the HEK leaves something to be gained, which of retrieval, uptake and variance accounts for it."""
+    """Where the HEK leaves something to be gained: which of retrieval, uptake and variance accounts for it."""
     found = []
     for arm in (UNTRAINED, "all"):
         for stratum in ("seen", "reworded"):
             found += _losses(summary, arm, stratum)
+    followed = [
+        f"{name} {share:.0%}"
+        for name in summary["arms"]
+        if (share := _mean(summary, name, "hek.seen.start.follows_right")) is not None
+    ]
+    found.append(f"Uptake, right lessons at the start that were followed, tested with the HEK: {', '.join(followed)}.")
     for arm in ("all", "half"):
-        gain = compare(summary, (arm, "without.seen.em"), (UNTRAINED, "without.seen.em"))
-        zero, base = (_mean(summary, name, "zero_variance_share") for name in (arm, BASELINE))
-        if gain is None or zero is None or base is None:
-            continue
-        kept = "kept" if direction(gain) == "higher" else "left nothing measurable"
-        found.append(
-            f"{arm}, weights alone: training {kept} ({with_interval(gain, sign=True)} against the untrained policy, both "
-            f"without HEK); {zero:.0%} of its groups had no reward variance and so no gradient, {base:.0%} in {BASELINE}."
-        )
+        found += _weights(summary, arm)
     return found
 
 
+def _weights(summary: Summary, arm: str) -> list[str]:
+    """What training left in the weights, and whether there was a gradient to learn from."""
+    gain = compare(summary, (arm, "without.seen.em"), (UNTRAINED, "without.seen.em"))
+    keys = ("zero_variance_first", "advantage_var_first", "reward_first")
+    own, base = ([one for key in keys if (one := _mean(summary, name, key)) is not None] for name in (arm, BASELINE))
+    if gain is None or min(len(own), len(base)) < len(keys):
+        return []
+    sentence = (
+        f"{arm}, weights alone, against the untrained policy, both without HEK: {direction(gain)}, "
+        f"{with_interval(gain, sign=True)}. In the first fifth of training {own[0]:.0%} of its groups had no reward "
+        f"variance and so no gradient ({base[0]:.0%} in {BASELINE}), at a reward of {own[2]:.2f} ({base[2]:.2f})."
+    )
+    against = compare(summary, (arm, "without.seen.em"), (BASELINE, "without.seen.em"))
+    if against is not None and direction(against) == "lower" and own[0] > base[0]:
+        sentence += " That explains its lag without the HEK: what the prompt already answers is not learnt."
+    return [sentence]
+
+
 def _losses(summary: Summary, arm: str, stratum: str) -> list[str]:
-    """EM short of 1 with the HEK, split by what the nearest line said: exact shares, not a model."""
+    """What stands between a policy shown the HEK and the true lesson followed, as shares of the questions."""
     em, told, wrong = (_mean(summary, arm, f"hek.{stratum}.{key}") for key in ("em", "start.right", "start.inverted"))
     followed = _mean(summary, arm, f"hek.{stratum}.start.follows_right")
     if em is None or told is None or wrong is None or followed is None:
         return []
     retrieval, uptake = 1 - told, told * (1 - followed)
     larger = "retrieval" if retrieval >= uptake else "uptake"
-    return [
+    sentence = (
         f"{arm}, {stratum} families with the HEK: EM {em:.2f}. At the start {told:.0%} were shown the right lesson, "
         f"{wrong:.0%} its inversion; of those told right {followed:.0%} searched as told. Misses of retrieval touch "
         f"{retrieval:.0%} of the questions, misses of uptake {uptake:.0%}: {larger} is the larger limit."
-    ]
+    )
+    return [sentence]
 
 
 def _controls(summary: Summary) -> list[str]:
@@ -174,8 +191,8 @@ def _stability(summary: Summary) -> list[str]:
     zero = compare(summary, ("all", "zero_variance_share"), (BASELINE, "zero_variance_share"))
     if variance and zero and direction(variance) == "lower" and direction(zero) == "higher":
         found.append(
-            "The lower variance of all comes with more groups without any: it is mostly the absence of anything left to "
-            "learn with the HEK in the prompt, not a steadier gradient."
+            "The lower variance of all comes with more groups without any: it is mostly the absence of anything left "
+            "to learn with the HEK in the prompt, not a steadier gradient."
         )
     return found
 
@@ -187,14 +204,11 @@ def _limits(summary: Summary) -> list[str]:
         for key, values in found.items()
         if key.endswith(".leaks")
     )
-    seeds = summary["seeds"]
-    sentences = [
-        f"{len(seeds)} seed(s); an interval over few seeds is wide, and none is corrected for the number of comparisons.",
+    return [
+        f"{len(summary['seeds'])} seed(s): intervals are wide, and none is corrected for the number of comparisons.",
         f"Test rollouts that were shown a line with their own answer: {int(leaks)}.",
-        "A tiny policy in a generated world with a closed vocabulary, warm-started to read lessons: this shows mechanisms, "
-        "not the benchmark accuracy of any real model.",
+        "A tiny policy in a generated world, warm-started to read lessons: mechanisms, not any real model's accuracy.",
     ]
-    return sentences
 
 
 def _mean(summary: Summary, arm: str, key: str) -> float | None:

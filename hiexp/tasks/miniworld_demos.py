@@ -39,8 +39,8 @@ class DemonstrationMix:
         pair.
         tool: share with a line in the tool response. tool_matching: share of those that are about the question's pair.
         most_lines: most lines at the start.
-        trapped: share of the choices without a lesson that fall for the trap outright; the others are a coin flip. Above
-        0 the demonstrations tell which attribute a question means, by preferring the other one.
+        trapped: share of the choices without a lesson that fall for the trap outright; the others are a coin flip.
+        Above 0 the demonstrations do tell which attribute a question means, by preferring the other one.
         wordings: questions are asked in the first so many wordings.
     """
 
