@@ -18,6 +18,7 @@ import hiexp
 # In the order of the data flow; each module offers register(subparsers).
 _COMMAND_MODULES = (
     "hiexp.quickstart_command",
+    "hiexp.evidence_command",
     "hiexp.agent.commands",
     "hiexp.agent.index_command",
     "hiexp.experience.commands",

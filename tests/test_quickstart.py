@@ -14,7 +14,7 @@ from hiexp import quickstart_command
 from hiexp.experience.record import Experience
 from hiexp.experience.store import HEK
 from hiexp.io import read_jsonl
-from hiexp.quickstart import job
+from hiexp.quickstart import job, stages
 from hiexp.quickstart.config import ARMS, QuickstartConfig
 from hiexp.quickstart.job import quickstart
 from hiexp.quickstart.measures import lesson_precision, verdict
@@ -107,8 +107,8 @@ def test_a_stage_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypa
         (folder / "deep").mkdir()
         (folder / "deep" / "file").write_text("made")
 
-    monkeypatch.setattr(job, "fsync_tree", flush)
-    job._stage(tmp_path / "policy", make, lambda line: None, "policy")
+    monkeypatch.setattr(stages, "fsync_tree", flush)
+    stages.stage(tmp_path / "policy", make, lambda line: None, "policy")
     assert flushed == [("made", False)]
     assert (tmp_path / "policy" / "deep" / "file").read_text() == "made"
 

@@ -11,19 +11,17 @@ the verdict at the end is computed from the numbers of this run, whatever they s
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hiexp.experience.store import HEK
-from hiexp.io import atomic_write, fsync_directory, fsync_tree
+from hiexp.io import atomic_write
 from hiexp.quickstart.config import ARMS, QuickstartConfig
 from hiexp.quickstart.source import gather_experience
+from hiexp.quickstart.stages import Say, stage
 from hiexp.quickstart.summary import summary
 from hiexp.quickstart.worlds import MiniWorldTask
 from hiexp.report.page import report
@@ -34,8 +32,6 @@ from hiexp.rl.model import load_policy, quiet_transformers
 from hiexp.rl.run_directory import directory_lock
 from hiexp.rl.trainer import GRPOTrainer
 from hiexp.rl.warm_start import warm_start
-
-Say = Callable[[str], None]
 
 
 def quickstart(config: QuickstartConfig, out: str | Path, say: Say = print) -> Path:
@@ -55,8 +51,8 @@ def _quickstart(config: QuickstartConfig, out: Path, say: Say) -> Path:
     begin = time.perf_counter()
     _claim(out, config)
     task = _task(config)
-    _stage(out / "policy", lambda folder: _warm_start(config, folder, say), say, "1/4 warm start by imitation")
-    _stage(
+    stage(out / "policy", lambda folder: _warm_start(config, folder, say), say, "1/4 warm start by imitation")
+    stage(
         out / "experience", lambda folder: _gather(config, task, out / "policy", folder, say), say,
         "2/4 own rollouts, distilled into a HEK",
     )  # fmt: skip
@@ -91,21 +87,6 @@ def _task(config: QuickstartConfig) -> MiniWorldTask:
     return MiniWorldTask(
         config.seed, worlds.training_size, worlds.evaluation_size, config.train.evaluation.questions
     )  # fmt: skip
-
-
-def _stage(folder: Path, make: Callable[[Path], None], say: Say, title: str) -> None:
-    """Make ``folder`` by ``make(temporary folder)`` unless it is there: a kill leaves all of it or nothing."""
-    if folder.is_dir():
-        say(f"{title}: done before")
-        return
-    say(title)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    make(temporary)
-    fsync_tree(temporary)
-    os.replace(temporary, folder)
-    fsync_directory(folder.parent)
 
 
 def _warm_start(config: QuickstartConfig, folder: Path, say: Say) -> None:

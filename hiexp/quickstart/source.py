@@ -13,13 +13,14 @@ from hiexp.agent.record import Rollout
 from hiexp.agent.rollout import to_trajectory
 from hiexp.experience.distill import DistillReport, distill
 from hiexp.experience.reflect_extractive import ExtractiveReflector
+from hiexp.experience.retrieve import Snapshot
 from hiexp.experience.store import HEK
 from hiexp.io import write_jsonl
 from hiexp.quickstart.config import QuickstartConfig
 from hiexp.quickstart.measures import lesson_precision, retrieval_at_search, retrieval_at_start
 from hiexp.quickstart.worlds import MiniWorldTask, world_seed
 from hiexp.rl.act import Actor, rollout_seed
-from hiexp.rl.reward import score_rollouts
+from hiexp.rl.reward import Task, score_rollouts
 from hiexp.tasks.miniworld import MiniWorld
 from hiexp.tasks.question import Question
 
@@ -58,17 +59,18 @@ def own_rollouts(
     tokenizer: Any,
     world: MiniWorld,
     questions: Sequence[Question],
-    task: MiniWorldTask,
+    task: Task,
+    snapshot: Snapshot | None = None,
 ) -> list[Rollout]:
-    """``source.group_size`` judged rollouts of each question, group by group, without experience."""
+    """``source.group_size`` judged rollouts of each question, group by group; half of each are shown ``snapshot``."""
     size, train = config.source.group_size, config.train
     rows = [question for question in questions for _ in range(size)]
     actor = Actor(TransformersEngine(model, tokenizer), world.tool, train)
     rollouts = actor.run(
         rows,
         tool=None,
-        snapshot=None,
-        with_experience=[False] * len(rows),
+        snapshot=snapshot,
+        with_experience=[snapshot is not None and i % size < size // 2 for i in range(len(rows))],
         indices=[i % size for i in range(len(rows))],
         seeds=[rollout_seed(config.seed, 0, i // size, i % size) for i in range(len(rows))],
         policy_step=0,

@@ -12,11 +12,11 @@ title with a play. Worlds of different seeds share words, never facts.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 from hiexp.tasks import miniworld_text as text
-from hiexp.tasks.miniworld_text import FAMILIES, PAIRS, QUESTION_FRAMES, Family, Kind
+from hiexp.tasks.miniworld_text import FAMILIES, PAIRS, PHRASED, REPHRASED, Family, Kind
 from hiexp.tasks.miniworld_tool import MiniWorldTool
 from hiexp.tasks.question import Question
 
@@ -98,37 +98,39 @@ class MiniWorld:
         first, second = (self.entities[kind] for kind in family.pair.kinds)
         return [name for name in first if name in set(second)]
 
-    def question(self, family: Family, name: str, frame: int) -> Question:
-        """The question of ``family`` about ``name`` in wording ``frame`` (0 or 1), its answer found by the solver."""
-        sentence = QUESTION_FRAMES[family.pair.value][frame].format(e=name, p=family.phrase)
+    def question(self, family: Family, name: str, wording: int) -> Question:
+        """The question of ``family`` about ``name`` in one of its wordings (0 to 3), its answer found by the solver."""
+        sentence = family.sentence(name, wording)
         answers = self.solve(sentence)
         if len(answers) != 1:
             raise RuntimeError(f"miniworld bug: {sentence!r} has the answers {answers}")
         trap_kind = family.pair.kinds[1 - family.direction]
         meta = {
             "family": family.name, "kind": family.pair.trap, "right": family.right, "trap": family.trap,
-            "lesson": family.lesson, "entity": name, "phrase": family.phrase,
+            "lesson": family.lesson, "entity": name, "phrase": family.said(wording),
             "trap_answer": self.facts[trap_kind, name][family.trap],
         }  # fmt: skip
-        return Question(f"miniworld:{self.seed}:{family.name}:{name}:{frame}", sentence, (answers[0],), meta)
+        return Question(f"miniworld:{self.seed}:{family.name}:{name}:{wording}", sentence, (answers[0],), meta)
 
-    def questions(self, n: int, seed: int) -> list[Question]:
-        """Draw ``n`` different questions, families in turn so that each block of 22 holds every family once.
+    def questions(
+        self, n: int, seed: int, families: Sequence[Family] = FAMILIES, wordings: Sequence[int] = PHRASED
+    ) -> list[Question]:
+        """Draw ``n`` different questions, ``families`` in turn so that each block of them holds every family once.
 
         Raises:
             ValueError: the world has fewer than ``n`` questions when all families are used equally.
         """
         rng = random.Random(f"questions/{self.seed}/{seed}")
         stock: dict[str, list[tuple[str, int]]] = {}
-        for family in FAMILIES:
-            cases = [(name, frame) for name in self.subjects(family) for frame in (0, 1)]
+        for family in families:
+            cases = [(name, wording) for name in self.subjects(family) for wording in wordings]
             stock[family.name] = rng.sample(cases, len(cases))
-        most = len(FAMILIES) * min(len(cases) for cases in stock.values())
+        most = len(families) * min(len(cases) for cases in stock.values())
         if n > most:
             raise ValueError(f"n: a world of size {self.size} has {most} questions in balance, got n={n}")
         chosen: list[Question] = []
         while len(chosen) < n:
-            order = rng.sample(FAMILIES, len(FAMILIES))
+            order = rng.sample(families, len(families))
             chosen += [self.question(family, *stock[family.name].pop()) for family in order]
         return chosen[:n]
 
@@ -136,8 +138,8 @@ class MiniWorld:
         """All answers that the facts give to a question, read from its text alone; empty if it is not understood."""
         answers = set()
         for family in FAMILIES:
-            for frame in QUESTION_FRAMES[family.pair.value]:
-                before, after = frame.format(e="|", p=family.phrase).split("|")
+            for wording in (*PHRASED, *REPHRASED):
+                before, after = family.sentence("|", wording).split("|")
                 if sentence.startswith(before) and sentence.endswith(after):
                     name = sentence[len(before) : len(sentence) - len(after)]
                     fact = self.facts.get((family.pair.kinds[family.direction], name), {}).get(family.right)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from hiexp.agent.protocol import Dialect, get_dialect
 from hiexp.tasks.miniworld import MiniWorld
-from hiexp.tasks.miniworld_text import FAMILIES, PAIRS, Family, Pair
+from hiexp.tasks.miniworld_text import FAMILIES, PAIRS, PHRASED, Family, Pair
 
 DIALECT = "hiexp_compact"
 # Words of lesson lines as experiences are written and rendered.
@@ -39,6 +39,9 @@ class DemonstrationMix:
         pair.
         tool: share with a line in the tool response. tool_matching: share of those that are about the question's pair.
         most_lines: most lines at the start.
+        trapped: share of the choices without a lesson that fall for the trap outright; the others are a coin flip.
+        Above 0 the demonstrations do tell which attribute a question means, by preferring the other one.
+        wordings: questions are asked in the first so many wordings.
     """
 
     start: float = 0.85
@@ -46,6 +49,8 @@ class DemonstrationMix:
     tool: float = 0.6
     tool_matching: float = 0.8
     most_lines: int = 2
+    trapped: float = 0.0
+    wordings: int = len(PHRASED)
 
 
 def lesson(pair: Pair, direction: int) -> str:
@@ -67,10 +72,10 @@ def _demonstration(
     world: MiniWorld, family: Family, rng: random.Random, dialect: Dialect, top_k: int, mix: DemonstrationMix
 ) -> Demonstration:
     pair = family.pair
-    question = world.question(family, rng.choice(world.subjects(family)), rng.randrange(2))
+    question = world.question(family, rng.choice(world.subjects(family)), rng.randrange(mix.wordings))
     lines, first = _start_lines(pair, rng, mix)
     line, second = _tool_line(pair, rng, mix)
-    direction = rng.randrange(2) if first is None else first
+    direction = _untold(family, rng, mix) if first is None else first
     revised = direction if second is None else second
     name, kind = question.meta["entity"], pair.kinds[revised]
     query = f"{name} {question.meta['phrase']} {pair.attributes[direction]}"
@@ -81,6 +86,13 @@ def _demonstration(
         (dialect.format_documents(world.tool.search([query], top_k)[0], line), False),
         (f"<think> {pair.attributes[revised]} </think> \\boxed{{ {value} }}", True),
     ))  # fmt: skip
+
+
+def _untold(family: Family, rng: random.Random, mix: DemonstrationMix) -> int:
+    """The choice of a demonstrator who was told nothing about the pair."""
+    if mix.trapped and rng.random() < mix.trapped:
+        return 1 - family.direction
+    return rng.randrange(2)
 
 
 def prompt_text(dialect: Dialect, question: str, lines: Sequence[str]) -> str:

@@ -74,6 +74,7 @@ class Pair:
         kinds: the kind of entity that has each attribute; they differ only for things that share a name.
         attributes: the words under which articles state them.
         phrases: the wording of a question that asks for each.
+        rephrased: another wording for each, which shares words with its own phrase and with phrases of other families.
         value: what both values are.
     """
 
@@ -81,25 +82,57 @@ class Pair:
     kinds: tuple[Kind, Kind]
     attributes: tuple[str, str]
     phrases: tuple[str, str]
+    rephrased: tuple[str, str]
     value: ValueType
 
 
 PAIRS: tuple[Pair, ...] = (
     # Things that share a name: only titles that are both a film and a play are asked about.
     Pair(
-        "same name", ("film", "play"), ("screen", "stage"), ("directed cameras for", "directed curtains for"), "person"
+        "same name", ("film", "play"), ("screen", "stage"), ("directed cameras for", "directed curtains for"),
+        ("ran cameras for", "ran curtains for"), "person",
     ),
-    Pair("premiere or composition", ("play",) * 2, ("composed", "premiere"), ("written up", "first shown"), "year"),
-    Pair("patron or dedicatee", ("play",) * 2, ("dedicated", "commissioned"), ("stood behind", "paid for"), "person"),
-    Pair("end of work or release", ("film",) * 2, ("finished", "released"), ("wrapped up", "widely shown"), "year"),
-    Pair("location or setting", ("film",) * 2, ("shot", "setting"), ("take form", "take place"), "town"),
-    Pair("origin or recognition", ("guild",) * 2, ("founded", "chartered"), ("first opened", "widely joined"), "year"),
-    Pair("acting or nominal office", ("guild",) * 2, ("elected", "acting"), ("stood for", "really ran"), "person"),
-    Pair("stale or updated page", ("guild",) * 2, ("listed", "updated"), ("once ran", "now runs"), "person"),
-    Pair("birthplace or residence", ("artist",) * 2, ("birthplace", "residence"), ("begin life", "build life"), "town"),
-    Pair("student or teacher", ("artist",) * 2, ("studied", "taught"), ("begin work", "build classes"), "town"),
-    Pair("earlier or later", ("artist",) * 2, ("debut", "finale"), ("first heard", "last heard"), "year"),
-)
+    Pair(
+        "premiere or composition", ("play",) * 2, ("composed", "premiere"), ("written up", "first shown"),
+        ("first written", "really shown"), "year",
+    ),
+    Pair(
+        "patron or dedicatee", ("play",) * 2, ("dedicated", "commissioned"), ("stood behind", "paid for"),
+        ("ran behind", "paid up"), "person",
+    ),
+    Pair(
+        "end of work or release", ("film",) * 2, ("finished", "released"), ("wrapped up", "widely shown"),
+        ("really wrapped", "widely opened"), "year",
+    ),
+    Pair(
+        "location or setting", ("film",) * 2, ("shot", "setting"), ("take form", "take place"),
+        ("build form", "begin place"), "town",
+    ),
+    Pair(
+        "origin or recognition", ("guild",) * 2, ("founded", "chartered"), ("first opened", "widely joined"),
+        ("once opened", "first joined"), "year",
+    ),
+    Pair(
+        "acting or nominal office", ("guild",) * 2, ("elected", "acting"), ("stood for", "really ran"),
+        ("once stood for", "really directed"), "person",
+    ),
+    Pair(
+        "stale or updated page", ("guild",) * 2, ("listed", "updated"), ("once ran", "now runs"),
+        ("once directed", "now directed"), "person",
+    ),
+    Pair(
+        "birthplace or residence", ("artist",) * 2, ("birthplace", "residence"), ("begin life", "build life"),
+        ("begin life up", "build life up"), "town",
+    ),
+    Pair(
+        "student or teacher", ("artist",) * 2, ("studied", "taught"), ("begin work", "build classes"),
+        ("take work", "take classes"), "town",
+    ),
+    Pair(
+        "earlier or later", ("artist",) * 2, ("debut", "finale"), ("first heard", "last heard"),
+        ("heard first up", "heard last up"), "year",
+    ),
+)  # fmt: skip
 
 # {e} is the entity, {p} the phrase of the family. Two wordings each, so that equal families are not equal strings.
 QUESTION_FRAMES: dict[ValueType, tuple[str, str]] = {
@@ -107,6 +140,10 @@ QUESTION_FRAMES: dict[ValueType, tuple[str, str]] = {
     "person": ("who {p} {e}", "name the person who {p} {e}"),
     "town": ("which town saw {e} {p}", "name the town that saw {e} {p}"),
 }
+
+# Wordings of a family: both sentences with its phrase, then both with its rephrased one. Questions take the first two
+# unless the caller asks for others.
+PHRASED, REPHRASED = (0, 1), (2, 3)
 
 # How an article states a fact: {a} the attribute, {v} the value.
 FACT_FRAMES = ("{a} {v}", "its {a} {v}", "with {a} {v}")
@@ -135,6 +172,15 @@ class Family:
         """The wording that asks for ``right``."""
         return self.pair.phrases[self.direction]
 
+    def sentence(self, name: str, wording: int) -> str:
+        """The question of wording 0 to 3 about ``name``."""
+        frame = QUESTION_FRAMES[self.pair.value][wording % 2]
+        return frame.format(e=name, p=self.said(wording))
+
+    def said(self, wording: int) -> str:
+        """The phrase of wording 0 to 3."""
+        return (self.pair.phrases, self.pair.rephrased)[wording // 2][self.direction]
+
     @property
     def name(self) -> str:
         """Unique name, e.g. ``premiere/composed``: right attribute first."""
@@ -156,7 +202,7 @@ def vocabulary() -> list[str]:
         words.update(first, last)
     words.update(*VALUE_POOLS.values())
     for pair in PAIRS:
-        words.update(pair.attributes, *(phrase.split() for phrase in pair.phrases))
+        words.update(pair.attributes, *(phrase.split() for phrase in (*pair.phrases, *pair.rephrased)))
     for frames in (*QUESTION_FRAMES.values(), FACT_FRAMES):
         words.update(word for frame in frames for word in frame.split() if not word.startswith("{"))
     return sorted(words)

@@ -1,4 +1,4 @@
-"""How sure a score is: bootstrap intervals over questions, paired differences, pass@k.
+"""How sure a score is: bootstrap intervals over questions, t intervals over seeds, paired differences, pass@k.
 
 Questions are drawn, not rollouts: several answers to one question are not independent of each other.
 """
@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from hiexp._extras import require
 
 _RESAMPLES = 2000
 _CELLS = 1 << 22  # indices drawn at a time: 32 MB
@@ -55,3 +57,15 @@ def pass_at_k(correct: ArrayLike, k: int) -> float:
     steps = np.arange(k)
     missed = np.prod(np.clip((wrong[:, None] - steps) / (n - steps), 0.0, None), axis=1)
     return float(1.0 - missed.mean())
+
+
+def t_interval(values: ArrayLike, *, level: float = 0.95) -> tuple[float, float] | None:
+    """Student's t interval of the mean of a few independent values (n,), e.g. one a seed; None for fewer than two."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not np.isfinite(array).all():
+        raise ValueError(f"values: expected finite numbers of shape (n,), got shape {array.shape}")
+    if len(array) < 2:
+        return None
+    stats = require("scipy.stats", "train", "intervals over seeds")
+    half = float(stats.t.ppf((1.0 + level) / 2.0, len(array) - 1)) * array.std(ddof=1) / np.sqrt(len(array))
+    return float(array.mean() - half), float(array.mean() + half)
