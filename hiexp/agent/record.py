@@ -24,6 +24,7 @@ class Injection:
     """One experience the rollout was shown, and where (token span, half-open).
 
     ``turn`` is 0 in the prompt and ``t`` in the tool response to the ``t``-th sampled turn, counted from 1.
+    ``propensity``: the probability with which it was shown once it was retrieved; below 1 with experience dropout.
     """
 
     exp_id: str
@@ -33,6 +34,7 @@ class Injection:
     turn: int
     start: int
     end: int
+    propensity: float = 1.0
 
 
 @dataclass(slots=True)
@@ -59,6 +61,7 @@ class Rollout:
         logprobs: length L, the engine's log-probability at temperature of sampled tokens, 0.0 elsewhere.
         spans: tile [0, L).
         injections: experiences shown. Empty for control rollouts.
+        dropped: experiences that were retrieved and then left out by experience dropout; their spans are empty.
         tool_calls: in order.
         snapshot_id: HEK snapshot it was pinned to, None without one.
         seed: the sampling seed of this rollout.
@@ -89,6 +92,7 @@ class Rollout:
     reward: float | None = None
     scores: dict[str, float] = field(default_factory=dict)
     steps: list[tuple[str, str]] = field(default_factory=list)
+    dropped: list[Injection] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict; :meth:`from_json` is its inverse."""
@@ -100,6 +104,7 @@ class Rollout:
         row = dict(row)
         row["spans"] = [Span(**span) for span in row["spans"]]
         row["injections"] = [Injection(**injection) for injection in row["injections"]]
+        row["dropped"] = [Injection(**injection) for injection in row.get("dropped", [])]
         row["tool_calls"] = [ToolCall(**call) for call in row["tool_calls"]]
         row["steps"] = [(kind, text) for kind, text in row["steps"]]
         return cls(**row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +34,9 @@ class ActedStep:
         groups: (N,) int64, rows of one question share a number.
         with_experience: N booleans, whether the row was allowed experience.
         seconds: wall time by metric name (``seconds_rollout``, ``seconds_score``).
+        staleness: updates made since the weights that acted.
+        metrics: what else is known of the acting, by metric name.
+        sampled: everything that was sampled, where rows of it were left out here (dynamic sampling); else None.
     """
 
     questions: Sequence[Question]
@@ -42,6 +45,9 @@ class ActedStep:
     groups: np.ndarray[Any, Any]
     with_experience: Sequence[bool]
     seconds: dict[str, float]
+    staleness: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    sampled: ActedStep | None = None
 
 
 class Actor:

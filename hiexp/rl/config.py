@@ -176,8 +176,6 @@ class AlgorithmConfig:
     """Weight of the KL term to the frozen starting model (paper: 1e-3); 0 needs no reference model."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of the KL term in the loss (Schulman, http://joschu.net/blog/kl-approx.html)."""
-    kl_in: Literal["loss", "reward"] = "loss"
-    """Where the KL term goes; ``reward`` takes kl_coef * (the rollout's sum of k1) off its reward."""
     kl_target: float | None = setting(None, above=0.0)
     """Adapt ``kl_coef`` so that kl_ref, in nats per trained token, comes to this value; null keeps it fixed."""
     kl_horizon: float = setting(10_000.0, above=0.0)
@@ -206,7 +204,7 @@ class CreditConfig:
     """Rounds of rollouts a step may take to replace groups that the filters below drop, or whose rewards are all equal,
     by those of further questions (DAPO's dynamic sampling); 1 replaces none."""
     filter_std: float | None = setting(None, at_least=0.0)
-    """Leave out groups whose rewards have at most this standard deviation; null leaves out those where all are equal."""
+    """Leave out groups whose rewards deviate by at most this; null leaves out those where all are equal."""
     filter_low: float | None = None
     """Leave out groups whose mean reward is this or less, e.g. 0 for all wrong; null is off."""
     filter_high: float | None = None
@@ -219,6 +217,8 @@ class CreditConfig:
     """Tokens before ``overlong_length`` over which the penalty rises linearly (DAPO's soft punishment); 0 is off."""
     overlong_penalty: float = setting(1.0, at_least=0.0)
     """The whole length penalty, taken off the reward."""
+    kl_in_reward: bool = False
+    """Take ``algorithm.kl_coef`` * (the rollout's sum of k1) off its reward instead of adding a KL term to the loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,8 +333,8 @@ class TrainConfig:
 def _check_updates(config: TrainConfig) -> None:
     """Settings of algorithm, credit, experience and alarms that contradict each other."""
     algorithm, credit = config.algorithm, config.credit
-    if algorithm.kl_coef == 0 and (algorithm.kl_target is not None or algorithm.kl_in == "reward"):
-        raise ValueError("algorithm.kl_coef: expected a number > 0 with kl_target or kl_in: reward, got 0")
+    if algorithm.kl_coef == 0 and (algorithm.kl_target is not None or credit.kl_in_reward):
+        raise ValueError("algorithm.kl_coef: expected a number > 0 with kl_target or credit.kl_in_reward, got 0")
     if algorithm.importance_mode != "token_truncate" and algorithm.importance_cap is None:
         raise ValueError(f"algorithm.importance_cap: expected a number with {algorithm.importance_mode!r}, got null")
     low, high = credit.filter_low, credit.filter_high

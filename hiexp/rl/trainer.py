@@ -11,8 +11,11 @@ of groups without reward variance leave the update, KL term included.
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +26,15 @@ from accelerate import Accelerator
 from hiexp.agent.engine import Sampling
 from hiexp.agent.engine_transformers import TransformersEngine
 from hiexp.agent.record import Rollout
-from hiexp.ops.group_advantage import group_advantage
 from hiexp.rl.act import ActedStep, Actor, rollout_seed
+from hiexp.rl.alarms import AlarmLog, AlarmError
 from hiexp.rl.batch import trainable
 from hiexp.rl.checkpoint import Checkpoints
+from hiexp.rl.collect import FAR, collect, round_questions
 from hiexp.rl.config import TrainConfig
+from hiexp.rl.credit import assign
 from hiexp.rl.evaluate import evaluate, evaluation_batches
+from hiexp.rl.memory import peak_memory
 from hiexp.rl.metrics import MetricsLog, reward_metrics, rollout_metrics
 from hiexp.rl.model import check_policy, load_policy, pad_token_id, prepare, resolve_device
 from hiexp.rl.reward import QuestionTask, Task, check_rewards, score_rollouts
@@ -41,7 +47,7 @@ if TYPE_CHECKING:
     from hiexp.agent.tools import Tool
     from hiexp.experience.retrieve import Snapshot
 
-# Called with ("step", metrics row) or ("evaluation", evaluation).
+# Called with ("step", metrics row), ("evaluation", evaluation) or ("alarm", {"step", "name", "message"}).
 Listener = Callable[[str, dict[str, Any]], None]
 
 
@@ -121,6 +127,7 @@ class GRPOTrainer:
             scorer, reference, self.optimizer, self.accelerator, config.algorithm,
             pad_id=pad_token_id(self.tokenizer), seed=config.run.seed,
             constant_length=config.rollout.max_turns * config.rollout.max_new_tokens,
+            faults=self.directory.path / "faults", kl_in_reward=config.credit.kl_in_reward,
         )  # fmt: skip
 
     def _check_questions(self) -> None:
@@ -138,6 +145,7 @@ class GRPOTrainer:
         """Train from the last checkpoint, or from the start, to ``run.steps``; returns the metrics of the last step.
 
         Raises:
+            AlarmError: an alarm of ``alarms.stop`` was raised; the step is finished and checkpointed.
             CheckpointError: a checkpoint could not be written; the run continues from the one before it.
             ValueError: a NaN or infinite reward (``algorithm.nan_reward``), or the directory is in use.
         """
@@ -145,16 +153,23 @@ class GRPOTrainer:
         with self.directory.locked():
             start = self._resume()
             log = MetricsLog(self.directory.path, resume_step=start, tensorboard=run.tensorboard)
+            alarm_log = AlarmLog(self.directory.path, self.config.alarms, resume_step=start)
             try:
                 if start == 0:
                     self._evaluate_if_due(0, log, listener)
                 for step in range(start + 1, run.steps + 1):
                     row = log.append(self._step(step))
+                    alarms = alarm_log.check(log.rows)
                     if listener is not None:
                         listener("step", row)
+                        for alarm in alarms:
+                            listener("alarm", asdict(alarm))
                     score = self._evaluate_if_due(step, log, listener)
-                    if step % run.checkpoint_every == 0 or step == run.steps:
+                    stopping = alarm_log.stopping(alarms)
+                    if step % run.checkpoint_every == 0 or step == run.steps or stopping:
                         self.checkpoints.save(step, self._write_state, score)
+                    if stopping:
+                        raise AlarmError(stopping)
             finally:
                 log.close()
         return log.rows[-1] if log.rows else {}
@@ -166,17 +181,29 @@ class GRPOTrainer:
         learning = time.perf_counter()
         metrics = self._learn(acted, step)
         end = time.perf_counter()
+        seen = acted if acted.sampled is None else acted.sampled
         return {
-            "step": step, **reward_metrics(acted.rewards, acted.groups, acted.with_experience), **metrics,
-            **rollout_metrics(acted.rollouts, acted.with_experience), **snapshot_metrics(self.snapshot),
+            "step": step, **reward_metrics(seen.rewards, seen.groups, seen.with_experience), **metrics,
+            **rollout_metrics(seen.rollouts, seen.with_experience), **snapshot_metrics(self.snapshot),
+            **acted.metrics, "staleness": acted.staleness, **peak_memory(self.accelerator.device),
             **acted.seconds, "seconds_update": end - learning, "seconds_step": end - begin,
         }  # fmt: skip
 
     def _act(self, step: int) -> ActedStep:
-        """Rollouts of the current weights on the questions of ``step``, judged and written to the run directory."""
+        """Rollouts of the current weights for ``step``, judged and written to the run directory."""
+        acted = collect(partial(self._act_round, step), self.config.run.questions_per_step, self.config.credit)
+        everything = acted if acted.sampled is None else acted.sampled
+        self.directory.write_rollouts(step, everything.rollouts)
+        check_rewards(everything.rewards, everything.rollouts, self.config.algorithm.nan_reward)
+        return acted
+
+    def _act_round(self, step: int, number: int, wanted: int, asked: set[str]) -> ActedStep | None:
+        """Judged rollouts of ``wanted`` questions of round ``number`` (from 0) of ``step``; none of those ``asked``."""
         begin = time.perf_counter()
         config = self.config
-        batch = self.task.training(step, config.run.questions_per_step)
+        batch = round_questions(self.task, step, number, wanted, asked)
+        if batch is None:
+            return None
         size = config.rollout.group_size
         questions = [question for question in batch.questions for _ in range(size)]
         groups = np.repeat(np.arange(len(batch.questions)), size)
@@ -184,36 +211,44 @@ class GRPOTrainer:
         # Rollouts of a group differ by nothing but their seed, so taking the first ones is taking random ones.
         informed = round(config.experience.experience_share * size) if self.snapshot is not None else 0
         with_experience = [index < informed for index in indices]
+        place = step + number * FAR
         rollouts = self._actor.run(
             questions,
             tool=batch.tool,
             snapshot=self.snapshot,
             with_experience=with_experience,
             indices=indices,
-            seeds=[rollout_seed(config.run.seed, step, int(g), i) for g, i in zip(groups, indices, strict=True)],
+            seeds=[rollout_seed(config.run.seed, place, int(g), i) for g, i in zip(groups, indices, strict=True)],
             policy_step=step - 1,
             sampling=Sampling(config.rollout.temperature, config.rollout.top_p),
             label=f"step {step} of {config.run.steps}: rollouts",
         )
         acted = time.perf_counter()
         rewards = score_rollouts(rollouts, questions, self.task, config.task.metric, config.task.malformed_reward)
-        self.directory.write_rollouts(step, rollouts)
-        check_rewards(rewards, rollouts, config.algorithm.nan_reward)
         seconds = {"seconds_rollout": acted - begin, "seconds_score": time.perf_counter() - acted}
         return ActedStep(questions, rollouts, rewards, groups, with_experience, seconds)
 
     def _learn(self, acted: ActedStep, step: int) -> dict[str, Any]:
         """Advantages and update; zero-variance groups, NaN rewards and rollouts without sampled tokens stay out."""
-        settings = self.config.algorithm
-        rewards = acted.rewards
-        result = group_advantage(rewards, acted.groups, preset=settings.advantage_preset, nan=settings.nan_reward)
-        out = np.asarray(result.zero_variance) | np.isnan(rewards)
-        trained = [i for i, rollout in enumerate(acted.rollouts) if not out[i] and trainable(rollout)]
-        self.model.train(self.config.model.gradient_checkpointing)
+        config, rollouts = self.config, acted.rollouts
+        self.model.train(config.model.gradient_checkpointing)
         try:
-            return self._update.run(acted.rollouts, np.asarray(result.advantages), trained, step)
+            scores = penalty = None
+            if config.credit.kl_in_reward:
+                whole = [i for i, rollout in enumerate(rollouts) if trainable(rollout)]
+                scores = self._update.score(rollouts, whole, step, acted.staleness, whole=True)
+                penalty = self._update.kl_penalty(scores, len(rollouts))
+            credit = assign(
+                rollouts, acted.rewards, acted.groups, config.algorithm, config.credit, kl_penalty=penalty,
+                longest=config.rollout.max_turns * config.rollout.max_new_tokens,
+            )  # fmt: skip
+            metrics = self._update.run(
+                rollouts, credit.advantages, credit.trained, step,
+                rewards=acted.rewards, scores=scores, staleness=acted.staleness,
+            )  # fmt: skip
         finally:
             self.model.eval()
+        return {**credit.metrics, **metrics}
 
     def evaluate(self, step: int = 0) -> dict[str, Any]:
         """``{"step", "without_hek", "with_hek"}`` of the current weights over the evaluation questions."""
@@ -252,6 +287,7 @@ class GRPOTrainer:
         self.model.save_pretrained(folder / "model")
         self.tokenizer.save_pretrained(folder / "model")
         torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+        (folder / "update.json").write_text(json.dumps(self._update.state_dict()), encoding="utf-8")
 
     def _resume(self) -> int:
         """Load the last whole checkpoint and forget what came after it; returns its step, 0 for a fresh start."""
@@ -261,6 +297,7 @@ class GRPOTrainer:
             saved = type(self.model).from_pretrained(found[1] / "model", dtype=self.model.dtype)
             self.model.load_state_dict(saved.state_dict())
             self.optimizer.load_state_dict(torch.load(found[1] / "optimizer.pt", weights_only=True))
+            self._update.load_state_dict(json.loads((found[1] / "update.json").read_text(encoding="utf-8")))
         self.directory.rewind(step)
         if self.snapshot is not None:
             self.directory.pin_snapshot(self.snapshot)

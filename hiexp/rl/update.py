@@ -17,7 +17,6 @@ import torch
 
 from hiexp.agent.record import Rollout
 from hiexp.ops.linear_policy_loss import linear_policy_loss
-from hiexp.ops.policy_loss import PolicyLoss
 from hiexp.ops.token_logprobs import token_logprobs
 from hiexp.rl.batch import MicroBatch, engine_logprobs, microbatches, packed_engine_logprobs
 from hiexp.rl.config import AlgorithmConfig
@@ -97,6 +96,7 @@ class PolicyUpdate:
         constant_length: most sampled tokens of a rollout, the divisor of dr_grpo.
         seed: with the step, decides the order of minibatches.
         faults: folder for batches whose loss is not finite, None writes none.
+        kl_in_reward: the KL term is in the rewards already and stays out of the loss.
     """
 
     def __init__(
@@ -111,9 +111,11 @@ class PolicyUpdate:
         constant_length: int,
         seed: int,
         faults: Path | None = None,
+        kl_in_reward: bool = False,
     ) -> None:
         self.scorer, self.reference, self.optimizer, self.accelerator = scorer, reference, optimizer, accelerator
         self.config, self.pad_id, self.seed, self.faults = config, pad_id, seed, faults
+        self.kl_in_reward = kl_in_reward
         self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
         self.budget = TokenBudget(config.tokens_per_microbatch)
         self._packed = packs_prefixes(accelerator.unwrap_model(scorer).model)
@@ -123,8 +125,10 @@ class PolicyUpdate:
         self._constant_length = {"constant": constant_length, "sum": 1}.get(aggregation)
         self._aggregation = "constant" if aggregation == "sum" else aggregation
 
-    def score(self, rollouts: Sequence[Rollout], indices: Sequence[int], step: int, staleness: int = 0) -> Scores:
-        """Old and reference log-probs of the rollouts ``indices`` as far as the update or the reward needs them.
+    def score(
+        self, rollouts: Sequence[Rollout], indices: Sequence[int], step: int, staleness: int = 0, *, whole: bool = False
+    ) -> Scores:
+        """Old and reference log-probs of the rollouts ``indices`` as far as the update needs them; ``whole``: both.
 
         ``staleness``: updates since the weights that made the rollouts. Above 0 the policy is not the one that acted,
         so the ratio is taken to what the engine sampled with; with ``importance_cap`` it stays the trainer's, and the
@@ -137,7 +141,7 @@ class PolicyUpdate:
         old = None
         if engine:
             old = {i: engine_logprobs(rollouts[i], self.accelerator.device) for i in indices}
-        elif self._several_updates or self._weighs or config.kl_in == "reward":
+        elif self._several_updates or self._weighs or whole:
             old = self._score_all(self.scorer, rollouts, indices, step)
         reference = None
         if self.reference is not None:
@@ -192,6 +196,15 @@ class PolicyUpdate:
         self.kl.update(metrics.get("kl_ref"), len(trained))
         return metrics
 
+    def kl_penalty(self, scores: Scores, rollouts: int) -> Array:
+        """(rollouts,) what the KL term takes off each reward: coefficient * sum over its tokens of old - reference."""
+        assert scores.old is not None
+        assert scores.reference is not None
+        penalty = np.zeros(rollouts)
+        for i, old in scores.old.items():
+            penalty[i] = self.kl.coefficient * float((old.double() - scores.reference[i].double()).sum())
+        return penalty
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs besides weights and optimiser."""
         return {"kl": self.kl.state_dict(), "tokens_per_microbatch": self.budget.tokens}
@@ -235,9 +248,7 @@ class PolicyUpdate:
         return self.budget.run(lambda budget: self._batches(rollouts, indices, budget), work, clean, what)
 
     @torch.no_grad()
-    def _score_all(
-        self, scorer: Any, rollouts: Sequence[Rollout], indices: Sequence[int], step: int
-    ) -> dict[int, Any]:
+    def _score_all(self, scorer: Any, rollouts: Sequence[Rollout], indices: Sequence[int], step: int) -> dict[int, Any]:
         """Rollout index -> log-probs ``(n_i,)`` of its trained tokens."""
 
         def work(batches: Sequence[MicroBatch]) -> dict[int, Any]:
@@ -279,7 +290,9 @@ class PolicyUpdate:
             loss = float(result.loss.detach())
             if not np.isfinite(loss) or result.metrics["nonfinite_tokens"]:
                 self.optimizer.zero_grad(set_to_none=True)
-                raise self._fault(f"the loss is not finite ({loss})", job, batch, tokens | {"logprobs": result.logprobs})
+                raise self._fault(
+                    f"the loss is not finite ({loss})", job, batch, tokens | {"logprobs": result.logprobs}
+                )
             self.accelerator.backward(result.loss)
             total += loss
             totals.add_loss(result.metrics)
@@ -312,7 +325,7 @@ class PolicyUpdate:
             "old_logprobs": tokens["old"], "ref_logprobs": tokens["reference"], "engine_logprobs": tokens["engine"],
             "denominator": denominator, "aggregation": self._aggregation, "constant_length": self._constant_length,
             "clip_low": config.clip_low, "clip_high": config.clip_high, "kl_estimator": config.kl_estimator,
-            "kl_coef": self.kl.coefficient if config.kl_in == "loss" else 0.0,
+            "kl_coef": 0.0 if self.kl_in_reward else self.kl.coefficient,
         }  # fmt: skip
         if function is not None:
             own = {"function": function, "importance": weights, "loss_settings": config.loss_settings}
