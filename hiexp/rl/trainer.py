@@ -27,7 +27,7 @@ from hiexp.agent.engine import Sampling
 from hiexp.agent.engine_transformers import TransformersEngine
 from hiexp.agent.record import Rollout
 from hiexp.rl.act import ActedStep, Actor, rollout_seed
-from hiexp.rl.alarms import AlarmLog, AlarmError
+from hiexp.rl.alarms import AlarmError, AlarmLog
 from hiexp.rl.batch import trainable
 from hiexp.rl.checkpoint import Checkpoints
 from hiexp.rl.collect import FAR, collect, round_questions
