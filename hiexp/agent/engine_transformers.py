@@ -170,8 +170,8 @@ class TransformersSession:
         for row in gone:
             self._rows[row].forget()
             self._rows[row].released = True
-        if not self._queue and all(turn.over for turn in self._turns):
-            self._settle()
+        if all(self._rows[turn.row].released for turn in self._turns):
+            self._turns, self._batch = [], None
 
     def _round(self) -> None:
         """Rows that are over leave; then queued turns join, if it is time, or the running ones make a step."""

@@ -25,7 +25,7 @@ class Place(NamedTuple):
     """Where a tensor lies: which buffer, and which part of it."""
 
     group: int
-    index: int
+    part: int
 
 
 class Layout:
@@ -55,7 +55,7 @@ class Layout:
             self.groups.append((0, *kind))
         group = known[kind]
         count, *rest = self.groups[group]
-        self.groups[group] = (count + 1, *rest)  # type: ignore[assignment]
+        self.groups[group] = (count + 1, *rest)
         return Place(group, count)
 
 
@@ -127,7 +127,7 @@ class RowCache(cache_utils.Cache):  # type: ignore[misc, name-defined, unused-ig
         if place is None:
             return block
         rows, width = block.shape[0], block.shape[2]
-        part = self._buffers[place.group][place.index, :rows]
+        part = self._buffers[place.group][place.part, :rows]
         part[:, :, self.end : self.end + width] = block
         return part[:, :, self.end - self.used : self.end + width]
 
