@@ -20,7 +20,9 @@ from hiexp._extras import require
 from hiexp.agent.record import FinishReason, Rollout
 from hiexp.io import atomic_write, read_jsonl
 
-FINISH_REASONS: tuple[FinishReason, ...] = ("answer", "malformed", "max_turns", "max_tokens", "context", "eos")
+FINISH_REASONS: tuple[FinishReason, ...] = (
+    "answer", "malformed", "max_turns", "max_tokens", "context", "eos", "max_searches", "max_tool_seconds", "cancelled",
+)  # fmt: skip
 # Seconds and memory: the only values that depend on the machine.
 TIME_KEYS = (
     "seconds_rollout", "seconds_score", "seconds_update", "seconds_step", "peak_rss_mb", "peak_cuda_mb", "oom_retries",
@@ -30,11 +32,11 @@ METRIC_KEYS = (
     "kl_ref", "kl_coef", "kl_penalty", "approx_kl", "clip_fraction", "clip_fraction_low", "clip_fraction_high",
     "entropy", "engine_mismatch", "engine_mismatch_max", "engine_mismatch_share", "importance_cut", "staleness", "lr",
     "overlong_penalty", "filtered_groups", "sampling_rounds", "replaced_groups", "trained_rollouts", "trained_tokens",
-    "searches_per_answer", "duplicate_queries", "response_tokens", "response_tokens_max", "truncated_share",
+    "searches_per_answer", "response_tokens", "response_tokens_max", "truncated_share",
     "prompt_tokens", "experience_hit_rate_E1", "experience_hit_rate_E2", "experience_hit_rate_E3",
     "experience_hit_rate_start", "experience_dropped", "reward_with_experience", "reward_without_experience", "uplift",
-    "uplift_stderr", *(f"finish_{reason}" for reason in FINISH_REASONS), "tool_errors", "snapshot_id", "hek_E1",
-    "hek_E2", "hek_E3", *TIME_KEYS,
+    "uplift_stderr", *(f"finish_{reason}" for reason in FINISH_REASONS), "tool_errors",
+    "duplicate_searches", "engine_restarts", "snapshot_id", "hek_E1", "hek_E2", "hek_E3", *TIME_KEYS,
 )  # fmt: skip
 
 
@@ -49,7 +51,6 @@ def rollout_metrics(rollouts: Sequence[Rollout], with_experience: Sequence[bool]
     ``experience_hit_rate_start``, ``_E2``, ``_E3``: share of rollouts allowed experience that were shown any, any E2,
     any E3 with the question. ``experience_hit_rate_E1``: share of their tool calls that came back with an E1 entry.
     ``experience_dropped``: share of the retrieved entries that experience dropout left out.
-    ``duplicate_queries``: share of tool calls with a query that the same rollout had asked before.
     ``truncated_share``: rollouts that ran out of tokens or context.
     """
     shown = [rollout for rollout, allowed in zip(rollouts, with_experience, strict=True) if allowed]
@@ -61,7 +62,6 @@ def rollout_metrics(rollouts: Sequence[Rollout], with_experience: Sequence[bool]
     entries, dropped = sum(len(one.injections) for one in shown), sum(len(one.dropped) for one in shown)
     return {
         "searches_per_answer": len(calls) / len(rollouts),
-        "duplicate_queries": sum(map(_repeated, rollouts)) / len(calls) if calls else None,
         "response_tokens": mean(sampled),
         "response_tokens_max": max(sampled),
         "truncated_share": (finishes["max_tokens"] + finishes["context"]) / len(rollouts),
@@ -72,16 +72,13 @@ def rollout_metrics(rollouts: Sequence[Rollout], with_experience: Sequence[bool]
         "experience_dropped": dropped / (entries + dropped) if entries + dropped else None,
         **{f"finish_{reason}": finishes[reason] / len(rollouts) for reason in FINISH_REASONS},
         "tool_errors": sum(call.status in ("timeout", "error") for call in calls),
+        "duplicate_searches": sum(call.status == "duplicate" for call in calls),
+        "engine_restarts": sum(rollout.engine_restarts for rollout in rollouts),
     }
 
 
 def _start_share(shown: Sequence[Rollout], level: str | None) -> float | None:
     return mean([any(one.turn == 0 and level in (None, one.level) for one in rollout.injections) for rollout in shown])
-
-
-def _repeated(rollout: Rollout) -> int:
-    """Tool calls whose query, but for case and spaces, came before."""
-    return len(rollout.tool_calls) - len({" ".join(call.query.casefold().split()) for call in rollout.tool_calls})
 
 
 def uplift(rewards: np.ndarray[Any, Any], groups: np.ndarray[Any, Any], allowed: np.ndarray[Any, Any]) -> Any:

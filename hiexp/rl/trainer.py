@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from hiexp.agent.dropout import annealed
 from hiexp.agent.engine import Sampling
 from hiexp.agent.engine_transformers import TransformersEngine
 from hiexp.agent.record import Rollout
@@ -211,7 +212,7 @@ class GRPOTrainer:
         # Rollouts of a group differ by nothing but their seed, so taking the first ones is taking random ones.
         informed = round(config.experience.experience_share * size) if self.snapshot is not None else 0
         with_experience = [index < informed for index in indices]
-        place = step + number * FAR
+        experience, place = config.experience, step + number * FAR
         rollouts = self._actor.run(
             questions,
             tool=batch.tool,
@@ -222,6 +223,7 @@ class GRPOTrainer:
             policy_step=step - 1,
             sampling=Sampling(config.rollout.temperature, config.rollout.top_p),
             label=f"step {step} of {config.run.steps}: rollouts",
+            dropout=annealed(experience.dropout, experience.dropout_final, experience.dropout_steps, step),
         )
         acted = time.perf_counter()
         rewards = score_rollouts(rollouts, questions, self.task, config.task.metric, config.task.malformed_reward)
