@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def coin(rollout: Rollout, exp_id: str, turn: int) -> float:
-    """Uniform in [0, 1): a hash of the rollout's seed, its id (question, policy step, index), the entry and the turn."""
+    """Uniform in [0, 1): a hash of the rollout's seed and id (question, policy step, index), entry and turn."""
     key = f"{rollout.seed}/{rollout.rollout_id}/{exp_id}/{turn}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) / 2**64
 
