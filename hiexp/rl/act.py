@@ -16,6 +16,7 @@ from hiexp.agent.record import Rollout
 from hiexp.agent.rollout import SearchAgent, count_up
 from hiexp.progress import track
 from hiexp.rl.config import TrainConfig
+from hiexp.rl.distributed import Ranks
 from hiexp.tasks.question import Question
 
 if TYPE_CHECKING:
@@ -51,10 +52,14 @@ class ActedStep:
 
 
 class Actor:
-    """Answers questions with ``engine``; ``tool`` searches for batches that bring no tool of their own."""
+    """Answers questions with ``engine``; ``tool`` searches for batches that bring no tool of their own.
 
-    def __init__(self, engine: Engine, tool: Tool, config: TrainConfig) -> None:
+    Several ``ranks`` answer their share each and exchange the rollouts.
+    """
+
+    def __init__(self, engine: Engine, tool: Tool, config: TrainConfig, ranks: Ranks | None = None) -> None:
         self.engine, self.tool, self.config = engine, tool, config
+        self.ranks = Ranks() if ranks is None else ranks
 
     def run(
         self,
@@ -76,6 +81,7 @@ class Actor:
 
         Raises:
             ValueError: a question twice with one index: rollout ids, which groups are told apart by, would repeat.
+            RankError: another rank failed at its share.
         """
         counts = Counter((question.id, index) for question, index in zip(questions, indices, strict=True))
         for (identifier, _), count in counts.items():
@@ -83,18 +89,22 @@ class Actor:
                 raise ValueError(f"question {identifier!r}: expected different question ids in a step, got it twice")
         agent = self._agent(tool if tool is not None else self.tool, sampling)
         agent.experience_dropout = dropout
-        stream = agent.stream(
-            questions,
-            seeds=seeds,
-            snapshot=snapshot,
-            with_experience=with_experience,
-            policy_step=policy_step,
-            indices=indices,
-        )
-        done = {rollout.rollout_id: rollout for rollout in track(stream, label, len(questions))}
-        return [
-            done[f"{question.id}/{policy_step}/{index}"] for question, index in zip(questions, indices, strict=True)
-        ]
+        mine = self.ranks.share([question.id for question in questions])
+
+        def answer_mine() -> list[Rollout]:
+            stream = agent.stream(
+                questions[mine],
+                seeds=seeds[mine],
+                snapshot=snapshot,
+                with_experience=with_experience[mine],
+                policy_step=policy_step,
+                indices=indices[mine],
+            )
+            done = {rollout.rollout_id: rollout for rollout in track(stream, label, mine.stop - mine.start)}
+            pairs = zip(questions[mine], indices[mine], strict=True)
+            return [done[f"{question.id}/{policy_step}/{index}"] for question, index in pairs]
+
+        return [rollout for part in self.ranks.together(answer_mine) for rollout in part]
 
     def check_prompts(self, questions: Sequence[Question]) -> None:
         """Raise ValueError for a question whose prompt leaves no room in the limits (names the question)."""

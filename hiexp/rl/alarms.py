@@ -145,12 +145,15 @@ def _number(row: Row, key: str) -> float:
 
 
 class AlarmLog:
-    """``alarms.jsonl`` in the run directory, made with the first alarm; on resume drops what the checkpoint forgot."""
+    """``alarms.jsonl`` in the run directory, made with the first alarm."""
 
-    def __init__(self, directory: Path, config: AlarmConfig, *, resume_step: int) -> None:
+    def __init__(self, directory: Path, config: AlarmConfig) -> None:
         self.path, self.config = directory / "alarms.jsonl", config
+
+    def rewind(self, step: int) -> None:
+        """Forget the alarms of steps after ``step``: those are made again."""
         if self.path.is_file():
-            kept = [alarm for alarm in read_alarms(directory) if alarm.step <= resume_step]
+            kept = [alarm for alarm in read_alarms(self.path.parent) if alarm.step <= step]
             atomic_write(self.path, "".join(map(_line, kept)))
 
     def check(self, rows: Sequence[Row]) -> list[Alarm]:

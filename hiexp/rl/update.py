@@ -8,6 +8,7 @@ an update that runs out of memory may be done again in smaller pieces (memory.py
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ import torch
 
 from hiexp.agent.record import Rollout
 from hiexp.ops.linear_policy_loss import linear_policy_loss
+from hiexp.ops.policy_loss import PolicyLoss
 from hiexp.ops.token_logprobs import token_logprobs
-from hiexp.rl.batch import MicroBatch, engine_logprobs, microbatches, packed_engine_logprobs
+from hiexp.rl.batch import MicroBatch, engine_logprobs, microbatches, packed_engine_logprobs, sampled_positions
 from hiexp.rl.config import AlgorithmConfig
+from hiexp.rl.distributed import Ranks, to_cpu
 from hiexp.rl.faults import non_finite
 from hiexp.rl.importance import importance_weights
 from hiexp.rl.kl import KLController
@@ -27,6 +30,7 @@ from hiexp.rl.losses import find_loss
 from hiexp.rl.memory import TokenBudget
 from hiexp.rl.model import lm_head, packs_prefixes, trained_hidden_states
 from hiexp.rl.registered_loss import registered_loss
+from hiexp.rl.schedule import learning_rate
 from hiexp.rl.totals import Totals
 
 Array = np.ndarray[Any, Any]
@@ -97,6 +101,7 @@ class PolicyUpdate:
         seed: with the step, decides the order of minibatches.
         faults: folder for batches whose loss is not finite, None writes none.
         kl_in_reward: the KL term is in the rewards already and stays out of the loss.
+        ranks: the processes that share the work; None is this one alone.
     """
 
     def __init__(
@@ -112,10 +117,11 @@ class PolicyUpdate:
         seed: int,
         faults: Path | None = None,
         kl_in_reward: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         self.scorer, self.reference, self.optimizer, self.accelerator = scorer, reference, optimizer, accelerator
         self.config, self.pad_id, self.seed, self.faults = config, pad_id, seed, faults
-        self.kl_in_reward = kl_in_reward
+        self.kl_in_reward, self.ranks = kl_in_reward, Ranks() if ranks is None else ranks
         self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
         self.budget = TokenBudget(config.tokens_per_microbatch)
         self._packed = packs_prefixes(accelerator.unwrap_model(scorer).model)
@@ -228,19 +234,21 @@ class PolicyUpdate:
         return cap is not None and (mode != "token_truncate" or self._recipe.function is not None)
 
     def _set_learning_rate(self, step: int) -> float:
-        lr = self.config.lr * min(1.0, step / self.config.warmup_steps if self.config.warmup_steps else 1.0)
+        lr = learning_rate(self.config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
 
     def _batches(self, rollouts: Sequence[Rollout], indices: Sequence[int], budget: int) -> list[MicroBatch]:
-        return microbatches(rollouts, indices, budget, self.pad_id, self.accelerator.device, packed=self._packed)
+        """This rank's share of the micro-batches of ``indices``."""
+        device = self.accelerator.device
+        return microbatches(rollouts, indices, budget, self.pad_id, device, packed=self._packed, ranks=self.ranks)
 
     def _within_memory(self, work: Any, rollouts: Sequence[Rollout], indices: Sequence[int], what: str) -> Any:
         """``work(micro-batches)``, in smaller ones where memory runs out."""
 
         def clean() -> None:
-            if self.accelerator.num_processes > 1:
+            if self.ranks.size > 1:
                 # The other ranks wait in a reduction that this one will not reach: only a restart helps.
                 raise MemoryError(f"{what}: out of memory on one rank; lower algorithm.tokens_per_microbatch")
             self.optimizer.zero_grad(set_to_none=True)
@@ -249,17 +257,21 @@ class PolicyUpdate:
 
     @torch.no_grad()
     def _score_all(self, scorer: Any, rollouts: Sequence[Rollout], indices: Sequence[int], step: int) -> dict[int, Any]:
-        """Rollout index -> log-probs ``(n_i,)`` of its trained tokens."""
+        """Rollout index -> log-probs ``(n_i,)`` of its trained tokens, the scores of all ranks."""
 
         def work(batches: Sequence[MicroBatch]) -> dict[int, Any]:
             scores: dict[int, Any] = {}
             for batch in batches:
                 pieces = scorer(batch).logprobs.tensor_split(batch.cu_seqlens[1:-1].cpu())
-                scores.update(zip(batch.indices, pieces, strict=True))
+                if not batch.filler:
+                    scores.update(zip(batch.indices, pieces, strict=True))
             return scores
 
         scores: dict[int, Any] = self._within_memory(work, rollouts, indices, f"step {step}, scoring")
-        return scores
+        if self.ranks.size == 1:
+            return scores
+        device = self.accelerator.device
+        return {i: score.to(device) for part in self.ranks.gather(to_cpu(scores)) for i, score in part.items()}
 
     def _optimise(self, job: _Job, totals: Totals) -> tuple[float, float]:
         """One optimiser update over the rollouts of ``job``; returns loss and gradient norm."""
@@ -269,7 +281,9 @@ class PolicyUpdate:
 
         what = f"step {job.step}, update"
         loss, found, batch = self._within_memory(work, job.rollouts, job.indices, what)
-        totals.merge(found)
+        for part in self.ranks.gather(found):
+            totals.merge(part)
+        loss = self.ranks.sum({"loss": loss})["loss"]
         norm = float(self.accelerator.clip_grad_norm_(self.scorer.parameters(), self.config.max_grad_norm))
         if not np.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
@@ -279,27 +293,46 @@ class PolicyUpdate:
         return loss, norm
 
     def _backward(self, job: _Job, batches: Sequence[MicroBatch]) -> tuple[float, Totals]:
-        """Gradients of all micro-batches; returns the update's loss."""
+        """Gradients of all micro-batches; returns this rank's part of the update's loss."""
+        # Of the whole update, not of this rank's share: gradients of all ranks add up to those of one process.
         denominator = float(len(job.indices))
         if self._aggregation == "token":
-            denominator = float(sum(len(batch.targets) for batch in batches))
+            denominator = float(sum(len(sampled_positions(job.rollouts[i])) for i in job.indices))
         total, totals = 0.0, Totals()
-        for batch in batches:
-            tokens = self._tokens(job, batch)
-            result = self.scorer(batch, loss=self._arguments(job, batch, tokens, denominator, totals))
-            loss = float(result.loss.detach())
-            if not np.isfinite(loss) or result.metrics["nonfinite_tokens"]:
-                self.optimizer.zero_grad(set_to_none=True)
-                raise self._fault(
-                    f"the loss is not finite ({loss})", job, batch, tokens | {"logprobs": result.logprobs}
-                )
-            self.accelerator.backward(result.loss)
-            total += loss
+        for number, batch in enumerate(batches, start=1):
+            tokens, found = self._tokens(job, batch), Totals()
+            arguments = self._arguments(job, batch, tokens, denominator, found)
+            with self._gradients_met(number == len(batches)):
+                result = self._forward_backward(job, batch, tokens, arguments)
+            if batch.filler:
+                continue
+            total += float(result.loss.detach())
+            totals.merge(found)
             totals.add_loss(result.metrics)
             if job.first:
                 before = result.logprobs if tokens["old"] is None or job.scores.stale else tokens["old"]
                 totals.add_mismatch(before, tokens["engine"])
         return total, totals
+
+    def _forward_backward(
+        self, job: _Job, batch: MicroBatch, tokens: dict[str, Any], arguments: dict[str, Any]
+    ) -> PolicyLoss:
+        """Adds the gradient of one micro-batch; a loss that is not finite ends the step before that."""
+        result: PolicyLoss = self.scorer(batch, loss=arguments)
+        loss = float(result.loss.detach())
+        if not np.isfinite(loss) or result.metrics["nonfinite_tokens"]:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise self._fault(f"the loss is not finite ({loss})", job, batch, tokens | {"logprobs": result.logprobs})
+        # The engines of accelerate average gradients over ranks; what a filler computes counts for nothing.
+        self.accelerator.backward(result.loss * (0.0 if batch.filler else float(self.ranks.size)))
+        return result
+
+    def _gradients_met(self, last: bool) -> AbstractContextManager[Any]:
+        """Ranks exchange the gradients of an update once, with its last micro-batch."""
+        if self.ranks.size == 1 or last:
+            return nullcontext()
+        context: AbstractContextManager[Any] = self.accelerator.no_sync(self.scorer)
+        return context
 
     def _tokens(self, job: _Job, batch: MicroBatch) -> dict[str, Any]:
         """Log-probs (N,) of the batch's trained tokens: old, reference, engine; None where there are none."""
