@@ -6,8 +6,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 SpanKind = Literal["prompt", "experience", "sampled", "tool", "template"]
-FinishReason = Literal["answer", "max_turns", "max_tokens", "context", "malformed", "eos"]
-ToolStatus = Literal["ok", "empty", "timeout", "error"]
+FinishReason = Literal[
+    "answer", "max_turns", "max_tokens", "context", "malformed", "eos", "max_searches", "max_tool_seconds", "cancelled"
+]
+# ``duplicate``: the rollout had asked the same before and was answered from its own earlier result.
+ToolStatus = Literal["ok", "empty", "timeout", "error", "duplicate"]
 
 
 @dataclass(slots=True)
@@ -24,6 +27,7 @@ class Injection:
     """One experience the rollout was shown, and where (token span, half-open).
 
     ``turn`` is 0 in the prompt and ``t`` in the tool response to the ``t``-th sampled turn, counted from 1.
+    ``propensity``: the probability with which it was shown once it was retrieved; below 1 with experience dropout.
     """
 
     exp_id: str
@@ -33,11 +37,16 @@ class Injection:
     turn: int
     start: int
     end: int
+    propensity: float = 1.0
 
 
 @dataclass(slots=True)
 class ToolCall:
-    """One tool call; failures are recorded here and the rollout goes on. ``turn``: the sampled turn, counted from 1."""
+    """One tool call; failures are recorded here and the rollout goes on. ``turn``: the sampled turn, counted from 1.
+
+    ``document_ids`` are all that were found; the first ``shown`` of those with content were inserted, the rest left no
+    room (a single one may have been cut). None in records of versions that did not count them.
+    """
 
     turn: int
     query: str
@@ -45,6 +54,7 @@ class ToolCall:
     seconds: float
     document_ids: list[str] = field(default_factory=list)
     error: str | None = None
+    shown: int | None = None
 
 
 @dataclass(slots=True)
@@ -59,6 +69,7 @@ class Rollout:
         logprobs: length L, the engine's log-probability at temperature of sampled tokens, 0.0 elsewhere.
         spans: tile [0, L).
         injections: experiences shown. Empty for control rollouts.
+        dropped: experiences that were retrieved and then left out by experience dropout; their spans are empty.
         tool_calls: in order.
         snapshot_id: HEK snapshot it was pinned to, None without one.
         seed: the sampling seed of this rollout.
@@ -68,6 +79,7 @@ class Rollout:
         answer: extracted final answer or None.
         reward: outcome reward, None until scored.
         scores: em, f1, cem, ... once scored.
+        engine_restarts: how often the engine died while this rollout was in flight; it went on from its tokens.
         steps: readable steps as ``[kind, text]`` for reports and reflection; never used for training.
     """
 
@@ -89,6 +101,8 @@ class Rollout:
     reward: float | None = None
     scores: dict[str, float] = field(default_factory=dict)
     steps: list[tuple[str, str]] = field(default_factory=list)
+    engine_restarts: int = 0
+    dropped: list[Injection] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict; :meth:`from_json` is its inverse."""
@@ -100,6 +114,7 @@ class Rollout:
         row = dict(row)
         row["spans"] = [Span(**span) for span in row["spans"]]
         row["injections"] = [Injection(**injection) for injection in row["injections"]]
+        row["dropped"] = [Injection(**injection) for injection in row.get("dropped", [])]
         row["tool_calls"] = [ToolCall(**call) for call in row["tool_calls"]]
         row["steps"] = [(kind, text) for kind, text in row["steps"]]
         return cls(**row)

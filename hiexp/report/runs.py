@@ -14,6 +14,7 @@ import numpy as np
 from hiexp._extras import require
 from hiexp.agent.record import Rollout
 from hiexp.io import DataError, read_jsonl
+from hiexp.rl.alarms import read_alarms
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -107,6 +108,7 @@ def _load_run(path: Path, name: str) -> Run:
     done = int(rows[-1]["step"]) if rows else 0
     if isinstance(planned, int) and done < planned:
         run.notes.append(f"{done} of {planned} training steps are recorded: still running, or stopped early")
+    run.notes.extend(f"alarm at step {alarm.step}: {alarm.message}" for alarm in read_alarms(path))
     if not run.evaluations:
         run.notes.append("no evaluation is recorded")
     return run

@@ -1,10 +1,10 @@
-"""Rollouts of the current policy: the search agent with the run's limits, some rows at a time, seeded by place."""
+"""Rollouts of the current policy: the search agent with the run's limits, seeded by place."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +35,9 @@ class ActedStep:
         groups: (N,) int64, rows of one question share a number.
         with_experience: N booleans, whether the row was allowed experience.
         seconds: wall time by metric name (``seconds_rollout``, ``seconds_score``).
+        staleness: updates made since the weights that acted.
+        metrics: what else is known of the acting, by metric name.
+        sampled: everything that was sampled, where rows of it were left out here (dynamic sampling); else None.
     """
 
     questions: Sequence[Question]
@@ -43,6 +46,9 @@ class ActedStep:
     groups: np.ndarray[Any, Any]
     with_experience: Sequence[bool]
     seconds: dict[str, float]
+    staleness: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    sampled: ActedStep | None = None
 
 
 class Actor:
@@ -67,8 +73,11 @@ class Actor:
         policy_step: int,
         sampling: Sampling,
         label: str,
+        dropout: float = 0.0,
     ) -> list[Rollout]:
-        """One rollout per row, ``rollout.batch_rows`` rows at a time, with a progress bar named ``label``.
+        """One rollout per row, ``rollout.batch_rows`` in flight; a progress bar named ``label`` counts finished ones.
+
+        ``dropout``: probability with which each retrieved entry is left out, see hiexp/agent/dropout.py.
 
         Raises:
             ValueError: a question twice with one index: rollout ids, which groups are told apart by, would repeat.
@@ -79,22 +88,21 @@ class Actor:
             if count > 1:
                 raise ValueError(f"question {identifier!r}: expected different question ids in a step, got it twice")
         agent = self._agent(tool if tool is not None else self.tool, sampling)
-        size = self.config.rollout.batch_rows
+        agent.experience_dropout = dropout
         mine = self.ranks.share([question.id for question in questions])
 
         def answer_mine() -> list[Rollout]:
-            rollouts: list[Rollout] = []
-            for first in track(range(mine.start, mine.stop, size), label):
-                rows = slice(first, min(first + size, mine.stop))
-                rollouts += agent.run(
-                    questions[rows],
-                    seeds=seeds[rows],
-                    snapshot=snapshot,
-                    with_experience=with_experience[rows],
-                    policy_step=policy_step,
-                    indices=indices[rows],
-                )
-            return rollouts
+            stream = agent.stream(
+                questions[mine],
+                seeds=seeds[mine],
+                snapshot=snapshot,
+                with_experience=with_experience[mine],
+                policy_step=policy_step,
+                indices=indices[mine],
+            )
+            done = {rollout.rollout_id: rollout for rollout in track(stream, label, mine.stop - mine.start)}
+            pairs = zip(questions[mine], indices[mine], strict=True)
+            return [done[f"{question.id}/{policy_step}/{index}"] for question, index in pairs]
 
         return [rollout for part in self.ranks.together(answer_mine) for rollout in part]
 
@@ -137,6 +145,12 @@ class Actor:
             max_new_tokens=limits.max_new_tokens,
             max_total_tokens=limits.max_total_tokens,
             max_document_tokens=limits.max_document_tokens,
+            max_searches=limits.max_searches,
+            max_sampled_tokens=limits.max_sampled_tokens,
+            max_tool_seconds=limits.max_tool_seconds,
+            batch_rows=limits.batch_rows,
+            remote_calls=limits.remote_calls,
+            engine_retries=limits.engine_retries,
             top_k=self.config.tool.top_k,
             tool_timeout_s=self.config.tool.timeout_s,
             e1_threshold=experience.e1_threshold,

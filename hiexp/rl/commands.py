@@ -63,7 +63,10 @@ def train(args: argparse.Namespace) -> int:
 
 
 def report(kind: str, row: dict[str, Any]) -> None:
-    """One line a step and one an evaluation arm on stdout."""
+    """One line a step, one an evaluation arm and one an alarm on stdout."""
+    if kind == "alarm":
+        print(f"ALARM at step {row['step']}: {row['message']}", flush=True)
+        return
     if kind == "evaluation":
         for arm in ("without_hek", "with_hek"):
             if row[arm] is not None:

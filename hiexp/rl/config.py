@@ -156,13 +156,24 @@ class RolloutConfig:
     max_total_tokens: int = setting(2048, at_least=2)
     """Most tokens per rollout, prompt and documents included."""
     max_document_tokens: int = setting(1024, at_least=1)
-    """Most tokens of the documents of one search."""
+    """Most tokens of the documents of one search; whole documents, and of a single one whole words, are left out."""
+    max_searches: int | None = setting(None, at_least=0)
+    """Most searches per rollout, repeated ones included; a further one ends it. Null: ``max_turns`` alone limits."""
+    max_sampled_tokens: int | None = setting(None, at_least=1)
+    """Most sampled tokens per rollout; null sets no limit but the others."""
+    max_tool_seconds: float | None = setting(None, above=0.0)
+    """After searches that took this long together a further one ends the rollout; null sets no limit. With it the clock
+    decides, so that a run cannot be repeated exactly."""
     temperature: float = setting(1.0, above=0.0)
     """Sampling temperature (paper: 1.0); log-probs are taken at it."""
     top_p: float = setting(0.95, above=0.0, at_most=1.0)
     """Nucleus of sampling (paper: 0.95)."""
     batch_rows: int = setting(64, at_least=1)
-    """Most rollouts that are generated side by side; no influence on results, only on memory and speed."""
+    """Most rollouts in flight; when one ends the next begins. No influence on results beyond rounding."""
+    remote_calls: int = setting(16, at_least=1)
+    """Most searches at once of a tool on another machine (``http``); other rollouts go on meanwhile."""
+    engine_retries: int = setting(2, at_least=0)
+    """How often a rollout goes on from its tokens after the engine died under it; then the run stops."""
     server: str = ""
     """Base URL of an OpenAI-compatible server that samples instead of this process (``vllm serve``); the key comes from
     OPENAI_API_KEY. For ``hiexp rollout`` and ``eval``: a trainer's new weights do not reach it."""
@@ -212,8 +223,6 @@ class AlgorithmConfig:
     """Weight of the KL term to the frozen starting model (paper: 1e-3); 0 needs no reference model."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of the KL term in the loss (Schulman, http://joschu.net/blog/kl-approx.html)."""
-    kl_in: Literal["loss", "reward"] = "loss"
-    """Where the KL term goes; ``reward`` takes kl_coef * (the rollout's sum of k1) off its reward."""
     kl_target: float | None = setting(None, above=0.0)
     """Adapt ``kl_coef`` so that kl_ref, in nats per trained token, comes to this value; null keeps it fixed."""
     kl_horizon: float = setting(10_000.0, above=0.0)
@@ -242,7 +251,7 @@ class CreditConfig:
     """Rounds of rollouts a step may take to replace groups that the filters below drop, or whose rewards are all equal,
     by those of further questions (DAPO's dynamic sampling); 1 replaces none."""
     filter_std: float | None = setting(None, at_least=0.0)
-    """Leave out groups whose rewards have at most this standard deviation; null leaves out those where all are equal."""
+    """Leave out groups whose rewards deviate by at most this; null leaves out those where all are equal."""
     filter_low: float | None = None
     """Leave out groups whose mean reward is this or less, e.g. 0 for all wrong; null is off."""
     filter_high: float | None = None
@@ -255,6 +264,8 @@ class CreditConfig:
     """Tokens before ``overlong_length`` over which the penalty rises linearly (DAPO's soft punishment); 0 is off."""
     overlong_penalty: float = setting(1.0, at_least=0.0)
     """The whole length penalty, taken off the reward."""
+    kl_in_reward: bool = False
+    """Take ``algorithm.kl_coef`` * (the rollout's sum of k1) off its reward instead of adding a KL term to the loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,8 +386,8 @@ class TrainConfig:
 def _check_updates(config: TrainConfig) -> None:
     """Settings of algorithm, credit, experience and alarms that contradict each other."""
     algorithm, credit = config.algorithm, config.credit
-    if algorithm.kl_coef == 0 and (algorithm.kl_target is not None or algorithm.kl_in == "reward"):
-        raise ValueError("algorithm.kl_coef: expected a number > 0 with kl_target or kl_in: reward, got 0")
+    if algorithm.kl_coef == 0 and (algorithm.kl_target is not None or credit.kl_in_reward):
+        raise ValueError("algorithm.kl_coef: expected a number > 0 with kl_target or credit.kl_in_reward, got 0")
     if algorithm.importance_mode != "token_truncate" and algorithm.importance_cap is None:
         raise ValueError(f"algorithm.importance_cap: expected a number with {algorithm.importance_mode!r}, got null")
     low, high = credit.filter_low, credit.filter_high

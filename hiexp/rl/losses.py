@@ -100,7 +100,7 @@ _RECIPES: dict[str, Recipe] = {
     "gspo": Recipe("gspo", "sequence"),  # arXiv:2507.18071, eq. 5
     "cispo": Recipe("cispo", "token"),  # arXiv:2506.13585, eq. 4
     # arXiv:2402.14740, eq. 8: REINFORCE on the whole rollout's log-prob, which is the sum over its tokens, against the
-    # mean of the others. In further updates of a step the ratio of each token is clipped as in PPO, which theirs has not.
+    # mean of the others. In further updates of a step each token's ratio is clipped as in PPO, which theirs has not.
     "rloo": Recipe("grpo", "sum", "rloo"),
 }
 BUILT_IN = tuple(_RECIPES)
@@ -154,16 +154,18 @@ def find_loss(kind: str) -> Recipe:
         near = difflib.get_close_matches(kind, _RECIPES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"algorithm.kind: expected one of {', '.join(_RECIPES)}, FILE.py:FUNCTION or MODULE:FUNCTION; got {kind!r}{hint}"
+            f"algorithm.kind: expected one of {', '.join(_RECIPES)}, FILE.py:FUNCTION or MODULE:FUNCTION; "
+            f"got {kind!r}{hint}"
         )
     source, _, name = kind.rpartition(":")
     module = _load_file(source) if source.endswith(".py") else _load_module(source)
     function = getattr(module, name, None)
     if not callable(function):
+        got = "none" if function is None else type(function).__name__
         there = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ValueError(
-            f"algorithm.kind: expected a function {name!r} in {source}, got "
-            f"{'none' if function is None else type(function).__name__}; callable there: {', '.join(there) or 'nothing'}"
+            f"algorithm.kind: expected a function {name!r} in {source}, got {got}; callable there: "
+            f"{', '.join(there) or 'nothing'}"
         )
     registered = (recipe for recipe in _RECIPES.values() if recipe.function is function)
     return next(registered, Recipe(None, "sequence", None, function))

@@ -1,7 +1,8 @@
 """What a training step reports: the metric names, how they are computed from rollouts, and the files they go to.
 
-metrics.jsonl holds one line a step with exactly :data:`METRIC_KEYS`; a value that does not exist in a step (the reward
-of controls where there are none) is null. Everything but :data:`TIME_KEYS` is a function of config and seed.
+metrics.jsonl holds one line a step with exactly :data:`METRIC_KEYS`, and ``loss/NAME`` for what a registered loss
+reports; a value that does not exist in a step (the reward of controls where there are none) is null. Everything but
+:data:`TIME_KEYS` is a function of config and seed.
 """
 
 from __future__ import annotations
@@ -21,14 +22,23 @@ from hiexp.io import atomic_write, read_jsonl
 if TYPE_CHECKING:
     from hiexp.rl.trackers import Trackers
 
-FINISH_REASONS: tuple[FinishReason, ...] = ("answer", "malformed", "max_turns", "max_tokens", "context", "eos")
-TIME_KEYS = ("seconds_rollout", "seconds_score", "seconds_update", "seconds_step")
+FINISH_REASONS: tuple[FinishReason, ...] = (
+    "answer", "malformed", "max_turns", "max_tokens", "context", "eos", "max_searches", "max_tool_seconds", "cancelled",
+)  # fmt: skip
+# Seconds and memory: the only values that depend on the machine.
+TIME_KEYS = (
+    "seconds_rollout", "seconds_score", "seconds_update", "seconds_step", "peak_rss_mb", "peak_cuda_mb", "oom_retries",
+)  # fmt: skip
 METRIC_KEYS = (
     "step", "reward_mean", "reward_std", "advantage_var_raw", "zero_variance_share", "nan_rewards", "grad_norm", "loss",
-    "kl_ref", "approx_kl", "clip_fraction", "entropy", "engine_mismatch", "lr", "searches_per_answer",
-    "response_tokens", "prompt_tokens", "experience_hit_rate_E1", "experience_hit_rate_start", "reward_with_experience",
-    "reward_without_experience", *(f"finish_{reason}" for reason in FINISH_REASONS), "tool_errors", "snapshot_id",
-    "hek_E1", "hek_E2", "hek_E3", *TIME_KEYS,
+    "kl_ref", "kl_coef", "kl_penalty", "approx_kl", "clip_fraction", "clip_fraction_low", "clip_fraction_high",
+    "entropy", "engine_mismatch", "engine_mismatch_max", "engine_mismatch_share", "importance_cut", "staleness", "lr",
+    "overlong_penalty", "filtered_groups", "sampling_rounds", "replaced_groups", "trained_rollouts", "trained_tokens",
+    "searches_per_answer", "response_tokens", "response_tokens_max", "truncated_share",
+    "prompt_tokens", "experience_hit_rate_E1", "experience_hit_rate_E2", "experience_hit_rate_E3",
+    "experience_hit_rate_start", "experience_dropped", "reward_with_experience", "reward_without_experience", "uplift",
+    "uplift_stderr", *(f"finish_{reason}" for reason in FINISH_REASONS), "tool_errors",
+    "duplicate_searches", "engine_restarts", "snapshot_id", "hek_E1", "hek_E2", "hek_E3", *TIME_KEYS,
 )  # fmt: skip
 
 
@@ -40,8 +50,10 @@ def mean(values: Sequence[float] | np.ndarray[Any, Any]) -> float | None:
 def rollout_metrics(rollouts: Sequence[Rollout], with_experience: Sequence[bool]) -> dict[str, Any]:
     """Behaviour of the agent in one step. Injections of turn 0 stand in the prompt, later ones in tool responses.
 
-    ``experience_hit_rate_start``: share of rollouts allowed experience that were shown any with the question.
-    ``experience_hit_rate_E1``: share of their tool calls that came back with an E1 entry.
+    ``experience_hit_rate_start``, ``_E2``, ``_E3``: share of rollouts allowed experience that were shown any, any E2,
+    any E3 with the question. ``experience_hit_rate_E1``: share of their tool calls that came back with an E1 entry.
+    ``experience_dropped``: share of the retrieved entries that experience dropout left out.
+    ``truncated_share``: rollouts that ran out of tokens or context.
     """
     shown = [rollout for rollout, allowed in zip(rollouts, with_experience, strict=True) if allowed]
     finishes = Counter(rollout.finish_reason for rollout in rollouts)
@@ -49,17 +61,40 @@ def rollout_metrics(rollouts: Sequence[Rollout], with_experience: Sequence[bool]
     sampled = [sum(rollout.loss_mask) for rollout in rollouts]
     e1_turns = sum(len({entry.turn for entry in rollout.injections if entry.turn > 0}) for rollout in shown)
     shown_calls = sum(len(rollout.tool_calls) for rollout in shown)
+    entries, dropped = sum(len(one.injections) for one in shown), sum(len(one.dropped) for one in shown)
     return {
         "searches_per_answer": len(calls) / len(rollouts),
         "response_tokens": mean(sampled),
+        "response_tokens_max": max(sampled),
+        "truncated_share": (finishes["max_tokens"] + finishes["context"]) / len(rollouts),
         "prompt_tokens": mean([len(rollout.token_ids) - n for rollout, n in zip(rollouts, sampled, strict=True)]),
         "experience_hit_rate_E1": e1_turns / shown_calls if shown_calls else None,
-        "experience_hit_rate_start": mean(
-            [any(entry.turn == 0 for entry in rollout.injections) for rollout in shown],
-        ),
+        **{f"experience_hit_rate_{level}": _start_share(shown, level) for level in ("E2", "E3")},
+        "experience_hit_rate_start": _start_share(shown, None),
+        "experience_dropped": dropped / (entries + dropped) if entries + dropped else None,
         **{f"finish_{reason}": finishes[reason] / len(rollouts) for reason in FINISH_REASONS},
         "tool_errors": sum(call.status in ("timeout", "error") for call in calls),
+        "duplicate_searches": sum(call.status == "duplicate" for call in calls),
+        "engine_restarts": sum(rollout.engine_restarts for rollout in rollouts),
     }
+
+
+def _start_share(shown: Sequence[Rollout], level: str | None) -> float | None:
+    return mean([any(one.turn == 0 and level in (None, one.level) for one in rollout.injections) for rollout in shown])
+
+
+def uplift(rewards: np.ndarray[Any, Any], groups: np.ndarray[Any, Any], allowed: np.ndarray[Any, Any]) -> Any:
+    """What experience adds to the reward and the standard error of that, each None where it cannot be told.
+
+    The mean over groups with both arms of (mean reward with - mean reward without): how hard a question is cancels out.
+    """
+    differences = []
+    for group in np.unique(groups):
+        inside = (groups == group) & ~np.isnan(rewards)
+        if (inside & allowed).any() and (inside & ~allowed).any():
+            differences.append(rewards[inside & allowed].mean() - rewards[inside & ~allowed].mean())
+    count = len(differences)
+    return mean(differences), float(np.std(differences, ddof=1) / np.sqrt(count)) if count > 1 else None
 
 
 def reward_metrics(
@@ -74,6 +109,7 @@ def reward_metrics(
     allowed = np.asarray(with_experience, dtype=bool)
     deviations = [rewards[valid & (groups == group)] for group in np.unique(groups)]
     deviations = [values - values.mean() for values in deviations if len(values)]
+    difference, error = uplift(rewards, groups, allowed)
     return {
         "reward_mean": mean(rewards[valid]),
         "reward_std": float(np.std(rewards[valid])) if valid.any() else None,
@@ -82,6 +118,8 @@ def reward_metrics(
         "nan_rewards": int((~valid).sum()),
         "reward_with_experience": mean(rewards[valid & allowed]),
         "reward_without_experience": mean(rewards[valid & ~allowed]),
+        "uplift": difference,
+        "uplift_stderr": error,
     }
 
 
@@ -101,8 +139,9 @@ class MetricsLog:
             atomic_write(self.path, "".join(map(_line, self.rows)))
 
     def append(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Write one step; keys in the order of METRIC_KEYS, absent ones as null."""
+        """Write one step; keys in the order of METRIC_KEYS, absent ones as null, then those of a registered loss."""
         ordered: dict[str, Any] = {key: row.get(key) for key in METRIC_KEYS}
+        ordered |= {key: value for key, value in row.items() if key.startswith("loss/")}
         if self._writes:
             with open(self.path, "a", encoding="utf-8") as stream:
                 stream.write(_line(ordered))

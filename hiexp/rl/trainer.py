@@ -16,6 +16,8 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +25,20 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from hiexp.agent.dropout import annealed
 from hiexp.agent.engine import Sampling
 from hiexp.agent.engine_transformers import TransformersEngine
 from hiexp.agent.record import Rollout
-from hiexp.ops.group_advantage import group_advantage
 from hiexp.rl.act import ActedStep, Actor, rollout_seed
+from hiexp.rl.alarms import AlarmError, AlarmLog
 from hiexp.rl.batch import trainable
 from hiexp.rl.checkpoint import Checkpoints
+from hiexp.rl.collect import FAR, collect, round_questions
 from hiexp.rl.config import TrainConfig
+from hiexp.rl.credit import assign
 from hiexp.rl.distributed import Ranks
 from hiexp.rl.evaluate import evaluate, evaluation_batches
+from hiexp.rl.memory import peak_memory
 from hiexp.rl.metrics import MetricsLog, reward_metrics, rollout_metrics
 from hiexp.rl.model import check_policy, load_policy, pad_token_id, prepare, resolve_device
 from hiexp.rl.policy import Policy, random_state, set_random_state
@@ -48,7 +54,7 @@ if TYPE_CHECKING:
     from hiexp.agent.tools import Tool
     from hiexp.experience.retrieve import Snapshot
 
-# Called with ("step", metrics row) or ("evaluation", evaluation).
+# Called with ("step", metrics row), ("evaluation", evaluation) or ("alarm", {"step", "name", "message"}).
 Listener = Callable[[str, dict[str, Any]], None]
 
 
@@ -98,6 +104,7 @@ class GRPOTrainer:
             check_policy(model, tokenizer)
         self.tokenizer = tokenizer
         self.checkpoints = Checkpoints(self.directory.path / "checkpoints", config.run.keep_last)
+        self._alarms = AlarmLog(self.directory.path, config.alarms)
         self._build(model)
         self._check_questions()
 
@@ -127,6 +134,7 @@ class GRPOTrainer:
             self.policy.scorer, reference, self.optimizer, self.accelerator, config.algorithm,
             pad_id=pad_token_id(self.tokenizer), seed=config.run.seed,
             constant_length=config.rollout.max_turns * config.rollout.max_new_tokens, ranks=self.ranks,
+            faults=self.directory.path / "faults", kl_in_reward=config.credit.kl_in_reward,
         )  # fmt: skip
 
     def _check_questions(self) -> None:
@@ -144,6 +152,7 @@ class GRPOTrainer:
         """Train from the last checkpoint, or from the start, to ``run.steps``; returns the metrics of the last step.
 
         Raises:
+            AlarmError: an alarm of ``alarms.stop`` was raised; the step is finished and checkpointed.
             CheckpointError: a checkpoint could not be written; the run continues from the one before it.
             Preempted: a signal asked to stop; the step it came in is finished and checkpointed.
             RankError: another process of the run failed.
@@ -171,10 +180,17 @@ class GRPOTrainer:
             log.rows.append(row)
         elif listener is not None:
             listener("step", row)
+        alarms = self.ranks.on_main(lambda: self._alarms.check(log.rows))
+        if listener is not None and self.ranks.main:
+            for alarm in alarms:
+                listener("alarm", asdict(alarm))
+        stopping = self._alarms.stopping(alarms)
         score = self._evaluate_if_due(step, log, listener)
         preempted = self.ranks.any(preemption.asked)
-        if step % run.checkpoint_every == 0 or step == run.steps or preempted:
+        if step % run.checkpoint_every == 0 or step == run.steps or preempted or stopping:
             self._save(step, score)
+        if stopping:
+            raise AlarmError(stopping)
         if preempted and step < run.steps:
             raise Preempted(step)
 
@@ -184,6 +200,7 @@ class GRPOTrainer:
         if self.ranks.main:
             config = self.config.to_dict()
             log = MetricsLog(path, resume_step=start, trackers=Trackers(run.trackers, path, config, start))
+            self._alarms.rewind(start)
         else:
             log = MetricsLog(path, resume_step=start, writes=False)
         self.ranks.barrier()
@@ -196,17 +213,29 @@ class GRPOTrainer:
         learning = time.perf_counter()
         metrics = self._learn(acted, step)
         end = time.perf_counter()
+        seen = acted if acted.sampled is None else acted.sampled
         return {
-            "step": step, **reward_metrics(acted.rewards, acted.groups, acted.with_experience), **metrics,
-            **rollout_metrics(acted.rollouts, acted.with_experience), **snapshot_metrics(self.snapshot),
+            "step": step, **reward_metrics(seen.rewards, seen.groups, seen.with_experience), **metrics,
+            **rollout_metrics(seen.rollouts, seen.with_experience), **snapshot_metrics(self.snapshot),
+            **acted.metrics, "staleness": acted.staleness, **peak_memory(self.accelerator.device),
             **acted.seconds, "seconds_update": end - learning, "seconds_step": end - begin,
         }  # fmt: skip
 
     def _act(self, step: int) -> ActedStep:
-        """Rollouts of the current weights on the questions of ``step``, judged and written to the run directory."""
+        """Rollouts of the current weights for ``step``, judged and written to the run directory."""
+        acted = collect(partial(self._act_round, step), self.config.run.questions_per_step, self.config.credit)
+        everything = acted if acted.sampled is None else acted.sampled
+        self.ranks.on_main(lambda: self.directory.write_rollouts(step, everything.rollouts))
+        check_rewards(everything.rewards, everything.rollouts, self.config.algorithm.nan_reward)
+        return acted
+
+    def _act_round(self, step: int, number: int, wanted: int, asked: set[str]) -> ActedStep | None:
+        """Judged rollouts of ``wanted`` questions of round ``number`` (from 0) of ``step``; none of those ``asked``."""
         begin = time.perf_counter()
         config = self.config
-        batch = self.task.training(step, config.run.questions_per_step)
+        batch = round_questions(self.task, step, number, wanted, asked)
+        if batch is None:
+            return None
         size = config.rollout.group_size
         questions = [question for question in batch.questions for _ in range(size)]
         groups = np.repeat(np.arange(len(batch.questions)), size)
@@ -214,36 +243,45 @@ class GRPOTrainer:
         # Rollouts of a group differ by nothing but their seed, so taking the first ones is taking random ones.
         informed = round(config.experience.experience_share * size) if self.snapshot is not None else 0
         with_experience = [index < informed for index in indices]
+        experience, place = config.experience, step + number * FAR
         rollouts = self._actor.run(
             questions,
             tool=batch.tool,
             snapshot=self.snapshot,
             with_experience=with_experience,
             indices=indices,
-            seeds=[rollout_seed(config.run.seed, step, int(g), i) for g, i in zip(groups, indices, strict=True)],
+            seeds=[rollout_seed(config.run.seed, place, int(g), i) for g, i in zip(groups, indices, strict=True)],
             policy_step=step - 1,
             sampling=Sampling(config.rollout.temperature, config.rollout.top_p),
             label=f"step {step} of {config.run.steps}: rollouts",
+            dropout=annealed(experience.dropout, experience.dropout_final, experience.dropout_steps, step),
         )
         acted = time.perf_counter()
         rewards = score_rollouts(rollouts, questions, self.task, config.task.metric, config.task.malformed_reward)
-        self.ranks.on_main(lambda: self.directory.write_rollouts(step, rollouts))
-        check_rewards(rewards, rollouts, config.algorithm.nan_reward)
         seconds = {"seconds_rollout": acted - begin, "seconds_score": time.perf_counter() - acted}
         return ActedStep(questions, rollouts, rewards, groups, with_experience, seconds)
 
     def _learn(self, acted: ActedStep, step: int) -> dict[str, Any]:
         """Advantages and update; zero-variance groups, NaN rewards and rollouts without sampled tokens stay out."""
-        settings = self.config.algorithm
-        rewards = acted.rewards
-        result = group_advantage(rewards, acted.groups, preset=settings.advantage_preset, nan=settings.nan_reward)
-        out = np.asarray(result.zero_variance) | np.isnan(rewards)
-        trained = [i for i, rollout in enumerate(acted.rollouts) if not out[i] and trainable(rollout)]
-        self.model.train(self.config.model.gradient_checkpointing)
+        config, rollouts = self.config, acted.rollouts
+        self.model.train(config.model.gradient_checkpointing)
         try:
-            return self._update.run(acted.rollouts, np.asarray(result.advantages), trained, step)
+            scores = penalty = None
+            if config.credit.kl_in_reward:
+                whole = [i for i, rollout in enumerate(rollouts) if trainable(rollout)]
+                scores = self._update.score(rollouts, whole, step, acted.staleness, whole=True)
+                penalty = self._update.kl_penalty(scores, len(rollouts))
+            credit = assign(
+                rollouts, acted.rewards, acted.groups, config.algorithm, config.credit, kl_penalty=penalty,
+                longest=config.rollout.max_turns * config.rollout.max_new_tokens,
+            )  # fmt: skip
+            metrics = self._update.run(
+                rollouts, credit.advantages, credit.trained, step,
+                rewards=acted.rewards, scores=scores, staleness=acted.staleness,
+            )  # fmt: skip
         finally:
             self.model.eval()
+        return {**credit.metrics, **metrics}
 
     def evaluate(self, step: int = 0) -> dict[str, Any]:
         """``{"step", "without_hek", "with_hek"}`` of the current weights over the evaluation questions."""

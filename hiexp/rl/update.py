@@ -100,6 +100,7 @@ class PolicyUpdate:
         constant_length: most sampled tokens of a rollout, the divisor of dr_grpo.
         seed: with the step, decides the order of minibatches.
         faults: folder for batches whose loss is not finite, None writes none.
+        kl_in_reward: the KL term is in the rewards already and stays out of the loss.
         ranks: the processes that share the work; None is this one alone.
     """
 
@@ -115,11 +116,12 @@ class PolicyUpdate:
         constant_length: int,
         seed: int,
         faults: Path | None = None,
+        kl_in_reward: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
         self.scorer, self.reference, self.optimizer, self.accelerator = scorer, reference, optimizer, accelerator
         self.config, self.pad_id, self.seed, self.faults = config, pad_id, seed, faults
-        self.ranks = Ranks() if ranks is None else ranks
+        self.kl_in_reward, self.ranks = kl_in_reward, Ranks() if ranks is None else ranks
         self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
         self.budget = TokenBudget(config.tokens_per_microbatch)
         self._packed = packs_prefixes(accelerator.unwrap_model(scorer).model)
@@ -129,8 +131,10 @@ class PolicyUpdate:
         self._constant_length = {"constant": constant_length, "sum": 1}.get(aggregation)
         self._aggregation = "constant" if aggregation == "sum" else aggregation
 
-    def score(self, rollouts: Sequence[Rollout], indices: Sequence[int], step: int, staleness: int = 0) -> Scores:
-        """Old and reference log-probs of the rollouts ``indices`` as far as the update or the reward needs them.
+    def score(
+        self, rollouts: Sequence[Rollout], indices: Sequence[int], step: int, staleness: int = 0, *, whole: bool = False
+    ) -> Scores:
+        """Old and reference log-probs of the rollouts ``indices`` as far as the update needs them; ``whole``: both.
 
         ``staleness``: updates since the weights that made the rollouts. Above 0 the policy is not the one that acted,
         so the ratio is taken to what the engine sampled with; with ``importance_cap`` it stays the trainer's, and the
@@ -143,7 +147,7 @@ class PolicyUpdate:
         old = None
         if engine:
             old = {i: engine_logprobs(rollouts[i], self.accelerator.device) for i in indices}
-        elif self._several_updates or self._weighs or config.kl_in == "reward":
+        elif self._several_updates or self._weighs or whole:
             old = self._score_all(self.scorer, rollouts, indices, step)
         reference = None
         if self.reference is not None:
@@ -197,6 +201,15 @@ class PolicyUpdate:
         }  # fmt: skip
         self.kl.update(metrics.get("kl_ref"), len(trained))
         return metrics
+
+    def kl_penalty(self, scores: Scores, rollouts: int) -> Array:
+        """(rollouts,) what the KL term takes off each reward: coefficient * sum over its tokens of old - reference."""
+        assert scores.old is not None
+        assert scores.reference is not None
+        penalty = np.zeros(rollouts)
+        for i, old in scores.old.items():
+            penalty[i] = self.kl.coefficient * float((old.double() - scores.reference[i].double()).sum())
+        return penalty
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs besides weights and optimiser."""
@@ -345,7 +358,7 @@ class PolicyUpdate:
             "old_logprobs": tokens["old"], "ref_logprobs": tokens["reference"], "engine_logprobs": tokens["engine"],
             "denominator": denominator, "aggregation": self._aggregation, "constant_length": self._constant_length,
             "clip_low": config.clip_low, "clip_high": config.clip_high, "kl_estimator": config.kl_estimator,
-            "kl_coef": self.kl.coefficient if config.kl_in == "loss" else 0.0,
+            "kl_coef": 0.0 if self.kl_in_reward else self.kl.coefficient,
         }  # fmt: skip
         if function is not None:
             own = {"function": function, "importance": weights, "loss_settings": config.loss_settings}

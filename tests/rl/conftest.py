@@ -94,3 +94,67 @@ def make_policy() -> tuple[Any, Any]:
         optimizer.step()
         optimizer.zero_grad()
     return model.eval(), tokenizer
+
+
+def make_ragged_rollouts(n: int = 7, seed: int = 0) -> list[Any]:
+    """Rollouts over random tokens, some of them masked, with engine log-probs near a uniform policy's."""
+    import numpy as np
+
+    from hiexp.agent.record import Rollout
+
+    rng = np.random.default_rng(seed)
+    rollouts = []
+    for i in range(n):
+        length = int(rng.integers(4, 20))
+        mask = [0, 0, 1, *(rng.random(length - 3) < 0.6).astype(int).tolist()]
+        logprobs = (mask * rng.normal(-3.3, 0.3, length)).tolist()
+        tokens = rng.integers(4, 30, length).tolist()
+        rollouts.append(
+            Rollout(f"q{i}/0/0", f"q{i}", "?", tokens, mask, logprobs, [], [], [], None, i, 0, "hiexp", "answer", "x")
+        )
+    return rollouts
+
+
+@pytest.fixture
+def updated(tiny_run: TinyRun) -> Any:
+    """``updated(rollouts, advantages, **algorithm) -> (PolicyUpdate, weights before, weights after, metrics)``.
+
+    Plain gradient descent with lr 0.01 and no clipping of the gradient, so (before - after) / 0.01 is the gradient.
+    """
+    import copy
+
+    from accelerate import Accelerator
+
+    from hiexp.rl.config import AlgorithmConfig, TrainConfig
+    from hiexp.rl.model import load_policy
+    from hiexp.rl.update import PolicyScorer, PolicyUpdate
+
+    def flat(model: Any) -> Any:
+        return torch.cat([weight.detach().reshape(-1) for weight in model.parameters()])
+
+    def run(rollouts: Any, advantages: Any, *, prepare: Any = None, run: Any = None, **algorithm: Any) -> Any:
+        faults, reward = algorithm.pop("faults", None), algorithm.pop("kl_in_reward", False)
+        model, _ = load_policy(TrainConfig.from_dict(tiny_run.config(Path("unused"))).model)
+        reference = copy.deepcopy(model).requires_grad_(False)
+        with torch.no_grad():
+            for i, weight in enumerate(reference.parameters()):
+                weight += 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(i))
+        config = AlgorithmConfig(**{"lr": 1e-2, "kl_coef": 0.1, "max_grad_norm": 1e9, **algorithm})
+        update = PolicyUpdate(
+            PolicyScorer(model, 0.9), PolicyScorer(reference, 0.9) if config.kl_coef else None,
+            torch.optim.SGD(model.parameters(), lr=1e-2), Accelerator(cpu=True), config,
+            pad_id=0, constant_length=20, seed=0, faults=faults, kl_in_reward=reward,
+        )  # fmt: skip
+        if prepare is not None:
+            prepare(update)
+        before = flat(model)
+        metrics = update.run(rollouts, advantages, list(range(len(rollouts))), 1, **(run or {}))
+        return update, before, flat(model), metrics
+
+    return run
+
+
+@pytest.fixture
+def ragged() -> Any:
+    """:func:`make_ragged_rollouts`."""
+    return make_ragged_rollouts
