@@ -38,11 +38,7 @@ class RecordedTool:
         self.path, self.tool = Path(path), tool
         if tool is None and not self.path.is_file():
             raise DataError(f"{path}: no such recording of searches")
-<<<<<<< HEAD
-        self.remote: bool = getattr(tool, "remote", False)  # a replay waits for nobody
-=======
-        self.remote = bool(getattr(tool, "remote", False))
->>>>>>> w-algo
+        self.remote = bool(getattr(tool, "remote", False))  # a replay waits for nobody
         self._lock = threading.Lock()
         self.hits = self.misses = 0
         try:

@@ -30,13 +30,8 @@ class Document:
 class Tool(Protocol):
     """A search tool: deterministic for the same corpus, query and ``top_k``.
 
-<<<<<<< HEAD
-    A tool that waits for a network has the attribute ``remote`` = True: it may be called from several threads, beside
-    other work. The others are called one at a time.
-=======
     One that waits for another machine says so with an attribute ``remote = True``: it is asked in background threads,
     several at once, while other rollouts go on. Without the attribute a tool is asked in turn.
->>>>>>> w-algo
     """
 
     @property
