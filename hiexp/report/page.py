@@ -58,7 +58,7 @@ def report(
 
 
 def _page(runs: Sequence[Run], evaluations: Sequence[EvalResult], threshold: float | None, samples: int) -> str:
-    names = ", ".join(one.name for one in (*runs, *evaluations))
+    names = ", ".join([*(run.name for run in runs), *(one.name for one in evaluations)])
     style = resources.files("hiexp.report").joinpath("style.css").read_text(encoding="utf-8")
     body = (
         f"<h1>hiexp report</h1><p class='note'>{esc(names)}</p>",

@@ -2,6 +2,7 @@
 
 Sources: a ``.jsonl``/``.jsonl.gz``/``.json`` file; a name of the table in data_sets.py (``hotpotqa``); a folder or hub
 name that ``datasets`` can load, as ``owner/name``, ``owner/name:config`` or ``owner/name:path/in/repository.json``.
+Several are joined by `` + ``; ``SOURCE[:N]`` is the first N questions of one: ``train.jsonl + musique.jsonl[:8000]``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from hiexp.tasks.maths import gsm8k_answer, number_text
 from hiexp.tasks.question import Question
 
 SPLITS = ("test", "dev", "validation", "train")
+_FIRST = re.compile(r"(.*?)(?:\[:(\d+)\])?", re.DOTALL)
 _FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".json")
 # Repositories that datasets >= 4 cannot load by name alone (they hold a loading script), and the file to read instead.
 _HUB_FILES = {"alabnii/morehopqa": "data/with_human_verification.json"}
@@ -96,10 +99,16 @@ def load_questions(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit: expected at least 1 or None, got {limit}")
-    questions = _unique(_questions(_rows(source, split), _stem(source)))
+    questions = _unique(located for part in str(source).split(" + ") for located in _part(part.strip(), split))
     if seed is not None:
         questions = [questions[i] for i in np.random.default_rng(seed).permutation(len(questions))]
     return questions[:limit]
+
+
+def _part(source: str, split: str | None) -> Iterator[tuple[str, Question]]:
+    """Questions of one source, or of its first N where it ends in ``[:N]``."""
+    name, count = _FIRST.fullmatch(source).groups()  # type: ignore[union-attr]  # the pattern matches every string
+    return islice(_questions(_rows(name, split), _stem(name)), None if count is None else int(count))
 
 
 def _stem(source: str | Path) -> str:
