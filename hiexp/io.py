@@ -12,7 +12,9 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+_TAIL_BLOCK = 1 << 16
 
 
 class DataError(ValueError):
@@ -61,6 +63,32 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
     # mtime=0 keeps the bytes equal for equal content.
     atomic_write(path, gzip.compress(data, mtime=0) if str(path).endswith(".gz") else data)
     return len(lines)
+
+
+def append_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Append ``rows`` to a log and flush them to the disk; a line that a kill cut short is removed first.
+
+    Read it with ``read_jsonl(path, torn_tail=True)``. One writer at a time.
+    """
+    data = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows).encode("utf-8")
+    with open(path, "ab+") as stream:
+        stream.truncate(_whole_lines(stream))
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _whole_lines(stream: BinaryIO) -> int:
+    """Length of the file up to and including its last line break."""
+    end = stream.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - _TAIL_BLOCK)
+        stream.seek(start)
+        place = stream.read(end - start).rfind(b"\n")
+        if place >= 0:
+            return start + place + 1
+        end = start
+    return 0
 
 
 def read_jsonl(

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from hiexp import io
-from hiexp.io import DataError, atomic_write, read_jsonl, write_jsonl
+from hiexp.io import DataError, append_jsonl, atomic_write, read_jsonl, write_jsonl
 
 
 def test_round_trip_plain_and_gzip(tmp_path):
@@ -112,3 +112,20 @@ def test_a_tree_is_flushed_with_all_its_files_and_folders(tmp_path, monkeypatch)
     monkeypatch.setattr(io.os, "fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}")))
     io.fsync_tree(tmp_path / "a")
     assert sorted(flushed) == [str(tmp_path / name) for name in ("a", "a/b", "a/b/file")]
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"a": 9, "te', b"x" * 200_000])
+def test_appending_removes_a_torn_line_and_keeps_whole_ones(tmp_path, torn):
+    log = tmp_path / "log.jsonl"
+    append_jsonl(log, [{"a": 1}, {"a": 2, "text": "größe\n\u2028"}])
+    with open(log, "ab") as stream:
+        stream.write(torn)
+    append_jsonl(log, [{"a": 3}])
+    append_jsonl(log, [])
+    assert [row["a"] for _, row in read_jsonl(log)] == [1, 2, 3]
+
+
+def test_appending_to_a_log_without_a_whole_line_starts_anew(tmp_path):
+    (tmp_path / "log.jsonl").write_bytes(b"{" * 70_000)
+    append_jsonl(tmp_path / "log.jsonl", [{"a": 1}])
+    assert (tmp_path / "log.jsonl").read_bytes() == b'{"a": 1}\n'

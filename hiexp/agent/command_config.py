@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hiexp.io import DataError, atomic_write
 
 if TYPE_CHECKING:
     from hiexp.agent.engine import Engine
     from hiexp.experience.retrieve import Snapshot
     from hiexp.rl.act import Actor
     from hiexp.rl.config import TrainConfig
+
+SETTINGS = "settings.json"
 
 
 def check_counts(flags: Mapping[str, int | None]) -> None:
@@ -89,6 +95,32 @@ def _engine(config: TrainConfig) -> Engine:
         raise ValueError("model.context_length: expected the server's limit of tokens with rollout.server, got null")
     server = OpenAIServer(config.rollout.server_model or config.model.path, config.rollout.server)
     return OpenAIEngine(server, load_tokenizer(config.model), config.model.context_length)
+
+
+def output_directory(out: Path, settings: dict[str, Any]) -> Path:
+    """Create ``out`` with ``settings`` beside what will lie there, or check that it was made with the same ones.
+
+    Raises:
+        ValueError: other settings; the differing keys are listed.
+        DataError: the folder holds something else, or a damaged settings file.
+    """
+    from hiexp.rl.config_parse import differing_keys
+
+    file = out / SETTINGS
+    if file.exists():
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{file}: not valid JSON ({error})") from error
+        lines = differing_keys(stored, settings)
+        if lines:
+            raise ValueError(f"--out {out}: holds rollouts with other settings ({'; '.join(lines)}); choose another")
+        return out
+    if out.is_dir() and any(out.iterdir()):
+        raise DataError(f"--out {out}: expected an empty directory or earlier rollouts; it holds no {SETTINGS}")
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write(file, json.dumps(settings, indent=1) + "\n")
+    return out
 
 
 def number(value: Any) -> str:

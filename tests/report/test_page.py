@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,63 +13,20 @@ from hiexp.report.commands import register
 from hiexp.report.page import report
 
 pytest.importorskip("matplotlib")
-_VOID = {"meta", "br", "link", "img", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Collects tags, text and table cells; refuses tags that are not closed in order."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.tables: dict[str, list[list[str]]] = {}
-        self.table = ""
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = dict(attrs)
-        self.tags.append((tag, attributes))
-        if tag not in _VOID:
-            self.open.append(tag)
-        if tag == "table":
-            self.table = attributes.get("id") or ""
-            self.tables[self.table] = []
-        elif tag == "tr":
-            self.tables[self.table].append([])
-        elif tag in ("td", "th"):
-            self.tables[self.table][-1].append("")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if "td" in self.open or "th" in self.open:
-            self.tables[self.table][-1][-1] += data
-
-    def count(self, tag: str) -> int:
-        return sum(name == tag for name, _ in self.tags)
 
 
 @pytest.fixture(scope="module")
-def page(make_shared_run, tmp_path_factory: pytest.TempPathFactory) -> Page:
+def page(make_shared_run, read_page, tmp_path_factory: pytest.TempPathFactory) -> Any:
     runs = [
         make_shared_run("none", steps=40, evaluations={0: (0.5, 0.8), 40: (0.7, None)}),
         make_shared_run(
             "hek", steps=40, hek=True, first=0.8, evaluations={0: (0.5, 0.8), 40: (0.5, 0.95)}, tokenizer=True
         ),
     ]
-    return Page(report(runs, tmp_path_factory.mktemp("page") / "report.html", threshold=0.75, samples=2))
+    return read_page(report(runs, tmp_path_factory.mktemp("page") / "report.html", threshold=0.75, samples=2))
 
 
-def test_self_contained_without_scripts(page: Page) -> None:
+def test_self_contained_without_scripts(page: Any) -> None:
     assert page.count("script") == page.count("link") == page.count("img") == page.count("iframe") == 0
     for _, attributes in page.tags:
         for name, value in attributes.items():
@@ -78,7 +35,7 @@ def test_self_contained_without_scripts(page: Page) -> None:
                 assert (value or "").startswith("#")
 
 
-def test_the_table_compares_the_arms_and_the_start(page: Page) -> None:
+def test_the_table_compares_the_arms_and_the_start(page: Any) -> None:
     start, none, hek = page.tables["arms"][2:]
     assert start == ["before RL", "0", "–", "–", "–", "0.50", "0.52", "0.54", "0.80", "0.82", "0.84", "200"]
     assert none[:2] == ["none", "40"]
@@ -89,12 +46,12 @@ def test_the_table_compares_the_arms_and_the_start(page: Page) -> None:
     assert page.tables["settings"][0] == ["setting", "none", "hek"]
 
 
-def test_the_verdict_stands_first(page: Page) -> None:
+def test_the_verdict_stands_first(page: Any) -> None:
     assert "hek: the HEK helped only while it is shown" in page.text
     assert page.text.index("the HEK helped") < page.text.index("Training")
 
 
-def test_pictures_and_trajectories_are_there(page: Page) -> None:
+def test_pictures_and_trajectories_are_there(page: Any) -> None:
     assert page.count("figure") == page.count("svg") >= 15
     assert page.count("details") == 4
     classes = [attributes.get("class") for tag, attributes in page.tags if tag == "span"]
@@ -110,19 +67,19 @@ def test_the_same_runs_give_the_same_bytes(make_run, tmp_path: Path) -> None:
     assert report([path], tmp_path / "b.html").read_bytes() == first
 
 
-def test_a_run_killed_before_its_first_step(make_run, tmp_path: Path) -> None:
+def test_a_run_killed_before_its_first_step(make_run, read_page, tmp_path: Path) -> None:
     path = make_run("arm", steps=9, rollouts=False)
     (path / "metrics.jsonl").write_text('{"step": 1, "rew')
-    page = Page(report([path], tmp_path / "report.html"))
+    page = read_page(report([path], tmp_path / "report.html"))
     assert "0 of 9 training steps are recorded" in page.text
     assert "No rollouts are stored" in page.text
     assert page.count("svg") == 0
 
 
-def test_names_and_settings_are_escaped(make_run, tmp_path: Path) -> None:
+def test_names_and_settings_are_escaped(make_run, read_page, tmp_path: Path) -> None:
     path = make_run("<b>arm & co", steps=3)
     (path / "config.resolved.yaml").write_text("model: {path: '<img src=x onerror=alert(1)>'}\n")
-    page = Page(report([path], tmp_path / "report.html"))
+    page = read_page(report([path], tmp_path / "report.html"))
     assert page.count("img") == 0
     assert "<b>arm & co" in page.text
     assert "<img src=x onerror=alert(1)>" in page.text
@@ -145,7 +102,7 @@ def test_bad_arguments(make_run, tmp_path: Path) -> None:
         report([path], tmp_path / "nowhere" / "r.html")
 
 
-def test_command(make_run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(make_run, read_page, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     register(parser.add_subparsers())
     runs = [str(make_run("a", steps=3)), str(make_run("b", steps=3))]
@@ -154,4 +111,4 @@ def test_command(make_run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert args.func(args) == 0
     assert capsys.readouterr().out.split() == [str(html), str(png)]
     assert png.stat().st_size > 1000
-    assert Page(html).count("details") == 0
+    assert read_page(html).count("details") == 0

@@ -90,6 +90,14 @@ def test_limit_and_seed(tmp_path: Path) -> None:
     assert len(load_questions(path, limit=99)) == 50
 
 
+def test_several_sources_and_the_first_of_one(tmp_path: Path) -> None:
+    a, b = questions_file(tmp_path / "a.jsonl", 3), write(tmp_path / "b.jsonl", [SCHEMAS["plain without id"][0]] * 4)
+    assert [q.id for q in load_questions(f"{a} + {b}[:2]")] == ["q0", "q1", "q2", "b-1", "b-2"]
+    assert [q.id for q in load_questions(f"{a}[:1] + {b}", limit=2)] == ["q0", "b-1"]
+    with pytest.raises(DataError, match=r"a\.jsonl:1: id 'q0' was used before, at .*a\.jsonl:1"):
+        load_questions(f"{a}[:1] + {a}")
+
+
 @pytest.fixture
 def dataset_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")

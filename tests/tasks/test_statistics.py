@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from hiexp.tasks.statistics import bootstrap_interval, paired_difference, pass_at_k
+from hiexp.tasks.statistics import bootstrap_interval, macro_interval, paired_difference, pass_at_k
 
 
 def test_interval_covers_the_true_mean_in_about_95_percent_of_samples():
@@ -38,14 +38,26 @@ def test_paired_difference_is_narrower_than_independent_ones():
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
 def test_pass_at_k_counts_subsets(k):
     correct = np.random.default_rng(2).random((30, 5)) < 0.3
-    brute = np.mean([[any(subset) for subset in itertools.combinations(row, k)] for row in correct])
+    brute = np.mean([[any(subset) for subset in itertools.combinations(row, k)] for row in correct], axis=1)
     assert pass_at_k(correct, k) == pytest.approx(brute, abs=1e-12)
+
+
+def test_macro_interval_covers_the_mean_of_means_and_is_one_sets_own_for_one():
+    rng = np.random.default_rng(3)
+    covered = 0
+    for seed in range(200):
+        low, high = macro_interval([rng.random(150) < 0.3, rng.random(60) < 0.7], seed=seed)
+        covered += low <= 0.5 <= high
+    assert 175 <= covered <= 199
+    values = rng.random(30)
+    assert macro_interval([values]) == bootstrap_interval(values)
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda: bootstrap_interval([]), "values: expected finite numbers"),
+        (lambda: macro_interval([]), "sets: expected at least one"),
         (lambda: bootstrap_interval([1.0, np.nan]), "values: expected finite numbers"),
         (lambda: bootstrap_interval([1.0], level=1.0), "level"),
         (lambda: paired_difference([1.0], [1.0, 2.0]), "b: expected the shape"),

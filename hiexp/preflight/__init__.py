@@ -1,0 +1,1 @@
+"""``hiexp doctor CONFIG``: what would go wrong with a run, found before it costs anything."""

@@ -1,0 +1,137 @@
+"""Memory of a training run, estimated from the model's configuration; no weights are loaded.
+
+With P parameters of b bytes, the AdamW of torch keeping its two moments in the type of the weights:
+
+    static     weights P b + gradients P b + moments 2 P b + reference P b (kl_coef > 0)
+    rollouts   KV cache: batch_rows * max_total_tokens * layers * 2 * kv_heads * head_dim * b
+               sampling: batch_rows * vocabulary * 24
+    update     T = max(tokens_per_microbatch, max_total_tokens) tokens of saved activations, per layer and token
+               norms 2 (4 H + 2 b H) + attention b (5 H + 4 K) + MLP 4 b I   (H hidden, K = kv_heads * head_dim, I inner)
+               or, with gradient checkpointing, b H per layer and one layer in full
+               head: chunks of logits and the float32 gradient of the head's matrix, V H 4
+    peak       static + max(rollouts, update)
+
+The terms are those of a Llama, Qwen2, Qwen3 or Mistral block as transformers computes it (RMSNorm in float32, SwiGLU,
+SDPA). tests/preflight/test_memory.py holds them within a factor of 1.3 of the tensors that autograd really saves.
+Fragmentation, the CUDA context (0.5-1 GiB) and temporary buffers of single operations are not in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hiexp.rl.config import TrainConfig
+
+# float32 logits, probabilities, sorted copy and its int64 places, cumulative sum
+_SAMPLING_BYTES = 24
+# Logits that hiexp.linear_policy_loss keeps alive (its documentation)
+_HEAD_CHUNK = {"cpu": 256 << 20, "cuda": 2 << 30}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Sizes that the estimate needs. ``parameters`` counts tied weights once."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    kv: int
+    inner: int
+    vocabulary: int
+    context: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes on each process by part; ``peak`` is static + the larger of rollouts and update."""
+
+    weights: int
+    gradients: int
+    moments: int
+    reference: int
+    kv_cache: int
+    sampling: int
+    activations: int
+    head: int
+
+    @property
+    def static(self) -> int:
+        """What is there all the time."""
+        return self.weights + self.gradients + self.moments + self.reference
+
+    @property
+    def rollouts(self) -> int:
+        """On top while the policy acts."""
+        return self.kv_cache + self.sampling
+
+    @property
+    def update(self) -> int:
+        """On top while it learns."""
+        return self.activations + self.head
+
+    @property
+    def peak(self) -> int:
+        """Most at once."""
+        return self.static + max(self.rollouts, self.update)
+
+
+def model_shape(path: str) -> ModelShape:
+    """The shape of the model at ``path``, from its configuration alone.
+
+    Raises:
+        OSError, ValueError, ImportError: nothing readable there; a configuration without the usual sizes.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from hiexp.rl.model import model_source
+
+    config: Any = AutoConfig.from_pretrained(model_source(path))
+    sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+    missing = [name for name in sizes if not isinstance(getattr(config, name, None), int)]
+    if missing:
+        raise ValueError(f"model.path: the configuration of {path} has no {', '.join(missing)}")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return ModelShape(
+        parameters=sum(weight.numel() for weight in model.parameters()),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        kv=heads * head_dim,
+        inner=config.intermediate_size,
+        vocabulary=config.vocab_size,
+        context=getattr(config, "max_position_embeddings", None),
+    )
+
+
+def estimate(shape: ModelShape, config: TrainConfig, *, device: str) -> MemoryEstimate:
+    """Memory of each process of the run; every process holds the whole model. ``device``: ``cpu`` or ``cuda``."""
+    size = 4 if config.model.dtype == "float32" else 2
+    weights = shape.parameters * size
+    rows = 0 if config.rollout.server else config.rollout.batch_rows
+    longest = config.rollout.max_total_tokens
+    tokens = max(config.algorithm.tokens_per_microbatch, longest)
+    return MemoryEstimate(
+        weights=weights,
+        gradients=weights,
+        moments=2 * weights,
+        reference=weights if config.algorithm.kl_coef > 0 else 0,
+        kv_cache=rows * longest * shape.layers * 2 * shape.kv * size,
+        sampling=rows * shape.vocabulary * _SAMPLING_BYTES,
+        activations=activation_bytes(shape, tokens, size, checkpointing=config.model.gradient_checkpointing),
+        head=min(_HEAD_CHUNK[device], tokens * shape.vocabulary * 4) + shape.vocabulary * shape.hidden * 4,
+    )
+
+
+def activation_bytes(shape: ModelShape, tokens: int, size: int, *, checkpointing: bool) -> int:
+    """What autograd keeps of the layers for ``tokens`` tokens with values of ``size`` bytes."""
+    norms = 2 * (4 * shape.hidden + 2 * size * shape.hidden)
+    attention = size * (5 * shape.hidden + 4 * shape.kv)
+    layer = tokens * (norms + attention + 4 * size * shape.inner)
+    if checkpointing:
+        return shape.layers * tokens * size * shape.hidden + layer
+    return shape.layers * layer

@@ -1,0 +1,120 @@
+"""The memory estimate against what really is held: parameters, moments, the tensors that autograd saves, the cache."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from hiexp.preflight.memory import activation_bytes, estimate, model_shape  # noqa: E402
+from hiexp.rl.config import TrainConfig  # noqa: E402
+
+SIZES = {
+    "vocab_size": 211, "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "max_position_embeddings": 256,
+}  # fmt: skip
+FAMILIES = {
+    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, {}),
+    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, {"tie_word_embeddings": True}),
+    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, {"head_dim": 24}),
+    "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM, {"sliding_window": None}),
+}
+FACTOR = 1.3  # stated in memory.py
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request, tmp_path):
+    config, kind, more = FAMILIES[request.param]
+    model = kind(config(**SIZES, **more))
+    model.save_pretrained(tmp_path / "model")
+    return model, tmp_path / "model"
+
+
+def saved_bytes(model, tokens):
+    """Bytes of distinct storages, besides the weights, that the backward pass of ``tokens`` tokens would read."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address is used twice
+        return tensor
+
+    ids = torch.arange(tokens).remainder(SIZES["vocab_size"])[None]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    assert hidden.requires_grad
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_are_within_the_stated_factor(model, dtype):
+    policy, path = model
+    shape = model_shape(str(path))
+    for tokens in (64, 200):
+        guess = activation_bytes(shape, tokens, dtype.itemsize, checkpointing=False)
+        real = saved_bytes(policy.to(dtype), tokens)
+        assert guess / FACTOR <= real <= guess * FACTOR
+
+
+def test_checkpointing_keeps_a_fraction(model):
+    policy, path = model
+    shape = model_shape(str(path))
+    policy.train()
+    policy.gradient_checkpointing_enable()
+    guess = activation_bytes(shape, 200, 4, checkpointing=True)
+    kept = saved_bytes(policy, 200)
+    # The estimate adds one layer that is recomputed in the backward pass, which the forward pass does not keep.
+    one_layer = activation_bytes(shape, 200, 4, checkpointing=False) / shape.layers
+    assert (guess - one_layer) / FACTOR <= kept <= guess
+    assert guess < activation_bytes(shape, 200, 4, checkpointing=False)
+
+
+def config(**stages):
+    base = {"task": {"train": "q.jsonl"}, "rollout": {"batch_rows": 5, "max_total_tokens": 40}}
+    for stage, values in stages.items():
+        base.setdefault(stage, {}).update(values)
+    return TrainConfig.from_dict(base)
+
+
+def test_static_parts_equal_the_real_tensors(model):
+    policy, path = model
+    optimizer = torch.optim.AdamW(policy.parameters())
+    policy(input_ids=torch.arange(7)[None], labels=torch.arange(7)[None]).loss.backward()
+    optimizer.step()
+    size = lambda tensors: sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # noqa: E731
+    told = estimate(model_shape(str(path)), config(), device="cpu")
+    assert told.weights == told.reference == size(policy.parameters())
+    assert told.gradients == size(weight.grad for weight in policy.parameters() if weight.grad is not None)
+    moments = size(value for state in optimizer.state.values() for name, value in state.items() if name != "step")
+    assert told.moments == moments
+    assert told.static == 5 * told.weights
+    assert estimate(model_shape(str(path)), config(algorithm={"kl_coef": 0}), device="cpu").reference == 0
+
+
+def test_the_cache_equals_the_real_one(model):
+    policy, path = model
+    with torch.no_grad():
+        cache = policy(input_ids=torch.zeros(5, 40, dtype=torch.long), use_cache=True).past_key_values
+    real = sum(each.keys.nbytes + each.values.nbytes for each in cache.layers)
+    told = estimate(model_shape(str(path)), config(), device="cpu")
+    assert told.kv_cache == real
+    assert estimate(model_shape(str(path)), config(rollout={"server": "http://h/v1"}), device="cpu").kv_cache == 0
+
+
+def test_bfloat16_halves_and_the_peak_is_the_larger_phase(model):
+    shape = model_shape(str(model[1]))
+    wide = estimate(shape, config(), device="cpu")
+    half = estimate(shape, config(model={"dtype": "bfloat16"}), device="cpu")
+    assert half.static * 2 == wide.static
+    assert wide.peak == wide.static + max(wide.rollouts, wide.update)
+    many = estimate(shape, config(rollout={"batch_rows": 100_000}), device="cpu")
+    assert many.peak == many.static + many.rollouts
+
+
+def test_a_model_without_the_usual_sizes_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bloom", "n_layer": 2, "hidden_size": 8}')
+    with pytest.raises(ValueError, match=r"has no .*intermediate_size"):
+        model_shape(str(tmp_path))
