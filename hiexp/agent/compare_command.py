@@ -14,16 +14,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hiexp.agent.command_config import check_counts, config_of, make_actor, number, output_directory
-from hiexp.io import atomic_write, read_jsonl, write_jsonl
+from hiexp.agent.eval_store import eval_settings
+from hiexp.io import atomic_write
 
 if TYPE_CHECKING:
     from hiexp.experience.retrieve import Snapshot
     from hiexp.experience.store import HEK
     from hiexp.rl.config import TrainConfig
-    from hiexp.rl.evaluate import Arm
     from hiexp.tasks.question import Question
 
 _NONE = "no HEK"
@@ -79,68 +77,26 @@ def _contents(heks: Mapping[str, HEK], questions: Sequence[Question] | None) -> 
 
 
 def _scores(config: TrainConfig, snapshots: Mapping[str, Snapshot | None], args: argparse.Namespace) -> dict[str, Any]:
-    from hiexp.rl.evaluate import summarise
-    from hiexp.tasks.statistics import bootstrap_interval, paired_difference
+    """What each arm scores; the first, without HEK, is what the others are compared with."""
+    from hiexp.agent.eval_run import Evaluator, load_sets
+    from hiexp.tasks.statistics import paired_difference
 
-    arms = _arms(config, snapshots, args)
-    by_question = {name: arm.by_question() for name, arm in arms.items()}
-    means = {
-        name: {score: values.mean(axis=1) for score, values in scores.items()} for name, scores in by_question.items()
-    }
-    reference = means[_NONE]
-    return {
-        name: {
-            **summarise(arm.rollouts, arm.rewards),
-            "intervals": {score: bootstrap_interval(values) for score, values in means[name].items()},
-            "difference": None
-            if name == _NONE
-            else {score: paired_difference(values, reference[score]) for score, values in means[name].items()},
-        }
-        for name, arm in arms.items()
-    }
-
-
-def _arms(config: TrainConfig, snapshots: Mapping[str, Snapshot | None], args: argparse.Namespace) -> dict[str, Arm]:
-    """Answers per arm; with ``--out`` those that are finished are read, the others written as they end."""
-    from hiexp.rl.evaluate import evaluation_batches, run_arm
-    from hiexp.rl.setup import make_task
-
-    task = make_task(config.task, config.run.seed)
-    batches = evaluation_batches(task, config.evaluation.questions)
-    folder = None
-    if args.out:
-        ids = {name: None if snapshot is None else snapshot.id for name, snapshot in snapshots.items()}
-        folder = output_directory(
-            Path(args.out), {**config.to_dict(), "run": {"seed": config.run.seed}, "samples": args.samples, "arms": ids}
-        )
-    actor = None
-    arms = {}
+    (asked,) = load_sets(config, [config.task.evaluation], judged=False)
+    ids = {name: None if snapshot is None else snapshot.id for name, snapshot in snapshots.items()}
+    out = None if args.out is None else output_directory(Path(args.out), {**eval_settings(config, None), "arms": ids})
+    actor = make_actor(config)
+    result: dict[str, Any] = {}
+    reference: dict[str, Any] = {}
     for place, (name, snapshot) in enumerate(snapshots.items()):
-        file = None if folder is None else folder / f"arm_{place}.jsonl.gz"
-        if file is not None and file.exists():
-            arms[name] = _read_arm(file, args.samples)
-            continue
-        actor = make_actor(config) if actor is None else actor
-        arms[name] = run_arm(
-            _act(actor), task, batches, snapshot, metric=config.task.metric,
-            malformed_reward=config.task.malformed_reward, samples=args.samples,
-        )  # fmt: skip
-        if file is not None:
-            write_jsonl(file, [rollout.to_json() for rollout in arms[name].rollouts])
-    return arms
-
-
-def _act(actor: Any) -> Any:
-    return lambda questions, tool, snapshot: actor.answer(questions, tool, snapshot, policy_step=0)
-
-
-def _read_arm(file: Path, samples: int) -> Arm:
-    from hiexp.agent.record import Rollout
-    from hiexp.rl.evaluate import Arm
-
-    rollouts = [Rollout.from_json(row) for _, row in read_jsonl(file)]
-    rewards = np.array([np.nan if rollout.reward is None else rollout.reward for rollout in rollouts])
-    return Arm(rollouts, rewards, samples, 0.0)
+        arm = "without_hek" if snapshot is None else "with_hek"
+        folder = None if out is None else out / f"arm_{place}"
+        told, values = Evaluator(
+            actor.engine, actor.tool, config, snapshot, [arm], args.samples, None, folder
+        ).evaluate(asked)  # fmt: skip
+        reference = reference or values[arm]
+        difference = {score: paired_difference(found, reference[score]) for score, found in values[arm].items()}
+        result[name] = {**told[arm], "difference": None if snapshot is None else difference}
+    return result
 
 
 # Tables

@@ -80,7 +80,7 @@ def test_answers_with_each_hek_are_kept_and_read_again(heks, model, questions, t
     assert all(shown[1])
     assert all(shown[2])
     assert "minus no HEK" in capsys.readouterr().out
-    monkeypatch.setattr("hiexp.agent.compare_command.make_actor", lambda config: pytest.fail("answered again"))
+    monkeypatch.setattr("hiexp.agent.arms.ArmActor.run", lambda *args, **keywords: pytest.fail("answered again"))
     hiexp(*command, tmp_path / "second.json")
     assert json.loads((tmp_path / "second.json").read_text())["scores"] == first
     with pytest.raises(ValueError, match="holds rollouts with other settings"):
