@@ -15,8 +15,9 @@ from hiexp.rl.trainer import GRPOTrainer
 from hiexp.tasks.question import Question
 
 HEALTHY = {
-    "reward_mean": 0.4, "zero_variance_share": 0.5, "nan_rewards": 0, "kl_ref": 0.01, "approx_kl": 0.001, "entropy": 1.0,
-    "engine_mismatch": 0.001, "engine_mismatch_share": 0.0, "staleness": 0, "trained_tokens": 100, "response_tokens": 9.0,
+    "reward_mean": 0.4, "zero_variance_share": 0.5, "nan_rewards": 0, "kl_ref": 0.01, "approx_kl": 0.001,
+    "entropy": 1.0, "engine_mismatch": 0.001, "engine_mismatch_share": 0.0, "staleness": 0, "trained_tokens": 100,
+    "response_tokens": 9.0,
 }  # fmt: skip
 CONFIG = AlarmConfig()
 
@@ -105,7 +106,7 @@ def test_a_run_stops_after_a_checkpoint_and_goes_on(tiny_run, tmp_path, capsys):
                         run={"steps": 3, "checkpoint_every": 100, "questions_per_step": 1})
     )  # fmt: skip
     trainer = GRPOTrainer(config, task=FlatTask())
-    with pytest.raises(AlarmError, match="step 2: stopped by alarm .* all groups degenerate: for 2 steps"):
+    with pytest.raises(AlarmError, match=r"step 2: stopped by alarm .* all groups degenerate: for 2 steps"):
         trainer.train(commands.report)
     assert "ALARM at step 2: all groups degenerate" in capsys.readouterr().out
     assert trainer.checkpoints.steps() == [2]

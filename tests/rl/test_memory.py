@@ -1,4 +1,4 @@
-"""Out of memory: recognised, retried with fewer tokens, equal to the unhindered update, and an end where nothing helps."""
+"""Out of memory: recognised, retried with fewer tokens to the same result, given up where nothing helps."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Wrapped:
         return getattr(self._accelerator, name)
 
 
-@pytest.mark.parametrize("several", [{}, {"epochs": 2, "minibatches": 2}])
+@pytest.mark.parametrize("several", [{}, {"epochs": 2, "minibatches": 2, "max_grad_norm": 1.0}])
 def test_a_retried_update_equals_the_unhindered_one(updated, ragged, several):
     rollouts, advantages = ragged(), np.random.default_rng(1).normal(size=7)
     _, before, expected, metrics = updated(rollouts, advantages, **several)
@@ -99,9 +99,7 @@ def test_a_rollout_that_does_not_fit_alone_ends_the_run(updated, ragged):
 
     with (
         pytest.warns(RuntimeWarning, match="out of memory"),
-        pytest.raises(
-            MemoryError, match=r"out of memory with one rollout of \d+ tokens per micro-batch .*max_total_tokens"
-        ),
+        pytest.raises(MemoryError, match=r"one rollout of \d+ tokens per micro-batch .*max_total_tokens"),
     ):
         updated(ragged(), np.ones(7), kl_coef=0.0, prepare=prepare)
     assert all(weight.grad is None for weight in kept[0].parameters())
