@@ -1,6 +1,6 @@
 """Run by test_distributed.py in a process of its own: one rank of a training run, with what the test wants to see.
 
-Reads CONFIG (dict), RANK, SIZE, PORT, FOLDER, and optional ENVIRONMENT (dict), KILL (rank, step), RAISE (rank, step).
+Reads CONFIG (dict), RANK, SIZE, PORT, FOLDER, and optional FSDP (bool), KILL (rank, step), RAISE (rank, step).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 
-def environment(rank: int, size: int, port: int, extra: dict[str, str]) -> None:
+def environment(rank: int, size: int, port: int) -> None:
     """What ``accelerate launch`` sets."""
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     os.environ.update({name: str(value) for name, value in names.items()})
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", **extra})
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"})
 
 
 def record(trainer: Any, folder: Path) -> None:
@@ -56,14 +56,30 @@ def broken_tool() -> None:
     raise RuntimeError("the corpus caught fire")
 
 
+def sharding_accelerator(**settings: Any) -> Any:
+    """accelerate offers FSDP to GPUs only, torch also to CPUs: tell it what the launcher would on GPUs."""
+    from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
+
+    accelerator = Accelerator(**settings)
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False,
+        reshard_after_forward=True,
+    )  # fmt: skip
+    return accelerator
+
+
 def main(names: dict[str, Any]) -> None:
     """Train as one rank; the outcome is left in FOLDER."""
     rank, folder = names["RANK"], Path(names["FOLDER"])
-    environment(rank, names["SIZE"], names["PORT"], names.get("ENVIRONMENT") or {})
+    environment(rank, names["SIZE"], names["PORT"])
     torch.set_num_threads(1)
     from hiexp.rl.config import TrainConfig
+    from hiexp.rl import trainer as module
     from hiexp.rl.trainer import GRPOTrainer
 
+    if names.get("FSDP"):
+        module.Accelerator = sharding_accelerator
     trainer = GRPOTrainer(TrainConfig.from_dict(names["CONFIG"]))
     record(trainer, folder)
     if names.get("KILL"):

@@ -131,6 +131,25 @@ def test_a_run_goes_on_with_another_number_of_processes(tiny_run, tmp_path, one)
         assert row == pytest.approx(other, rel=1e-4, abs=1e-6)
 
 
+def test_fsdp2_trains_saves_and_resumes_what_one_process_does(tiny_run, tmp_path, one):
+    for steps in (1, 2):
+        config = training(tiny_run, tmp_path, run={"steps": steps})
+        assert launch(config, 2, tmp_path / str(steps), FSDP=True) == [0, 0]
+    for row, other in zip(metrics(tmp_path), metrics(one), strict=True):
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-6)
+    for number in range(1, 9):
+        # Every run counts its own updates, four a step.
+        step, place = divmod(number - 1, 4)
+        for rank in (0, 1):
+            own = torch.load(tmp_path / str(step + 1) / f"gradient_{place + 1}_rank{rank}.pt")
+            torch.testing.assert_close(own, torch.load(one / f"gradient_{number}_rank0.pt"), atol=1e-6, rtol=0)
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(weights(tmp_path)[name], tensor, atol=1e-5, rtol=0)
+    # One process goes on where two sharded ones stopped.
+    config["run"]["steps"] = 3
+    assert launch(config, 1, tmp_path) == [0]
+
+
 @given(st.lists(st.integers(0, 100), max_size=40), st.integers(1, 5))
 def test_balance_gives_every_unit_once_and_no_rank_too_many(costs, size):
     shares = balance(costs, size)
