@@ -87,11 +87,11 @@ class Actor:
         for (identifier, _), count in counts.items():
             if count > 1:
                 raise ValueError(f"question {identifier!r}: expected different question ids in a step, got it twice")
-        agent = self._agent(tool if tool is not None else self.tool, sampling)
-        agent.experience_dropout = dropout
         mine = self.ranks.share([question.id for question in questions])
 
         def answer_mine() -> list[Rollout]:
+            agent = self._agent(tool if tool is not None else self.tool, sampling)
+            agent.experience_dropout = dropout
             stream = agent.stream(
                 questions[mine],
                 seeds=seeds[mine],

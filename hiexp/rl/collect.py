@@ -65,7 +65,8 @@ def collect(act_round: ActRound, wanted: int, credit: CreditConfig) -> ActedStep
     chosen = _first_of(kept, wanted)
     step = _joined(rounds, chosen) if any(chosen) else first
     replaced = len(np.unique(sampled.groups)) - sum(map(len, chosen))
-    return replace(step, sampled=sampled, metrics={"sampling_rounds": len(rounds), "replaced_groups": replaced})
+    metrics = {"sampling_rounds": len(rounds), "replaced_groups": replaced}
+    return replace(step, seconds=sampled.seconds, sampled=sampled, metrics=metrics)
 
 
 def _first_of(kept: list[list[int]], wanted: int) -> list[list[int]]:

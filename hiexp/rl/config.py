@@ -35,6 +35,16 @@ class ModelConfig:
     """Longest sequence in tokens; the model's own limit where null."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora_rank: int = setting(0, at_least=0)
+    """Train an adapter of this rank (LoRA, through peft) instead of the weights; 0 trains the weights."""
+    lora_alpha: float = setting(32.0, above=0.0)
+    """The adapter's output is scaled by lora_alpha / lora_rank."""
+    lora_dropout: float = setting(0.0, at_least=0.0, at_most=0.9)
+    """Dropout before the adapter, during the update only."""
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    """Names of the layers that get an adapter, e.g. q_proj and v_proj; ``all-linear`` is all but the LM head."""
+    lora_merged: bool = False
+    """Write ``merged/`` into checkpoints too: a plain model with the adapter added to the weights."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ of groups without reward variance leave the update, KL term included.
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -40,14 +39,14 @@ from hiexp.rl.distributed import Ranks
 from hiexp.rl.evaluate import evaluate, evaluation_batches
 from hiexp.rl.memory import peak_memory
 from hiexp.rl.metrics import MetricsLog, reward_metrics, rollout_metrics
-from hiexp.rl.model import check_policy, load_policy, pad_token_id, prepare, resolve_device
+from hiexp.rl.model import check_policy, load_policy, packs_prefixes, pad_token_id, prepare, resolve_device
 from hiexp.rl.policy import Policy, random_state, set_random_state
 from hiexp.rl.preemption import Preempted, Preemption, watched
 from hiexp.rl.reward import QuestionTask, Task, check_rewards, score_rollouts
 from hiexp.rl.run_directory import RunDirectory
 from hiexp.rl.setup import check_leaks, choose_snapshot, make_task, make_tool, snapshot_metrics
 from hiexp.rl.trackers import Trackers, check_trackers
-from hiexp.rl.update import PolicyScorer, PolicyUpdate
+from hiexp.rl.update import PolicyUpdate
 from hiexp.tasks.question import Question
 
 if TYPE_CHECKING:
@@ -115,12 +114,6 @@ class GRPOTrainer:
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
         self.ranks.agree("the config", config)
         self.ranks.agree("the HEK snapshot", None if self.snapshot is None else self.snapshot.id)
-        reference = None
-        if config.algorithm.kl_coef > 0:
-            frozen = copy.deepcopy(model).requires_grad_(False).to(self.accelerator.device)
-            reference = PolicyScorer(frozen, config.rollout.temperature)
-        if config.model.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
         self.policy = Policy(model, config, self.accelerator)
         self.model, self.optimizer = self.policy.model, self.policy.optimizer
         engine = TransformersEngine(
@@ -131,10 +124,11 @@ class GRPOTrainer:
         )
         self._actor = Actor(engine, self.tool, config, self.ranks)
         self._update = PolicyUpdate(
-            self.policy.scorer, reference, self.optimizer, self.accelerator, config.algorithm,
+            self.policy.scorer, self.policy.reference, self.optimizer, self.accelerator, config.algorithm,
             pad_id=pad_token_id(self.tokenizer), seed=config.run.seed,
             constant_length=config.rollout.max_turns * config.rollout.max_new_tokens, ranks=self.ranks,
             faults=self.directory.path / "faults", kl_in_reward=config.credit.kl_in_reward,
+            packed=packs_prefixes(self.policy.acting),
         )  # fmt: skip
 
     def _check_questions(self) -> None:
@@ -264,7 +258,7 @@ class GRPOTrainer:
     def _learn(self, acted: ActedStep, step: int) -> dict[str, Any]:
         """Advantages and update; zero-variance groups, NaN rewards and rollouts without sampled tokens stay out."""
         config, rollouts = self.config, acted.rollouts
-        self.model.train(config.model.gradient_checkpointing)
+        self.model.train(config.model.gradient_checkpointing or config.model.lora_dropout > 0)
         try:
             scores = penalty = None
             if config.credit.kl_in_reward:
@@ -281,6 +275,7 @@ class GRPOTrainer:
             )  # fmt: skip
         finally:
             self.model.eval()
+            self.policy.refresh()
         return {**credit.metrics, **metrics}
 
     def evaluate(self, step: int = 0) -> dict[str, Any]:
@@ -341,7 +336,10 @@ class GRPOTrainer:
         """Load the last whole checkpoint and forget what came after it; returns its step, 0 for a fresh start."""
         found = self.ranks.on_main(self.checkpoints.latest)
         step = 0 if found is None else found[0]
-        if found is not None:
+        if found is None:
+            # What draws from torch's own generators (dropout of an adapter) depends on the run's seed alone.
+            torch.manual_seed(rollout_seed(self.config.run.seed, 0, self.ranks.rank, 0))
+        else:
             self._load(found[1])
         self.ranks.on_main(lambda: self._settle(step))
         return step

@@ -102,12 +102,13 @@ class PolicyUpdate:
         faults: folder for batches whose loss is not finite, None writes none.
         kl_in_reward: the KL term is in the rewards already and stays out of the loss.
         ranks: the processes that share the work; None is this one alone.
+        packed: whether rollouts share prefixes, see :func:`hiexp.rl.model.packs_prefixes`; None tries it out.
     """
 
     def __init__(
         self,
         scorer: Any,
-        reference: PolicyScorer | None,
+        reference: Any,
         optimizer: Any,
         accelerator: Any,
         config: AlgorithmConfig,
@@ -118,13 +119,14 @@ class PolicyUpdate:
         faults: Path | None = None,
         kl_in_reward: bool = False,
         ranks: Ranks | None = None,
+        packed: bool | None = None,
     ) -> None:
         self.scorer, self.reference, self.optimizer, self.accelerator = scorer, reference, optimizer, accelerator
         self.config, self.pad_id, self.seed, self.faults = config, pad_id, seed, faults
         self.kl_in_reward, self.ranks = kl_in_reward, Ranks() if ranks is None else ranks
         self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
         self.budget = TokenBudget(config.tokens_per_microbatch)
-        self._packed = packs_prefixes(accelerator.unwrap_model(scorer).model)
+        self._packed = packs_prefixes(accelerator.unwrap_model(scorer).model) if packed is None else packed
         self._recipe = find_loss(config.kind)
         aggregation = config.aggregation or self._recipe.aggregation
         # The sum over a rollout's tokens is the constant aggregation with length 1.
@@ -267,7 +269,11 @@ class PolicyUpdate:
                     scores.update(zip(batch.indices, pieces, strict=True))
             return scores
 
+        # Dropout of an adapter belongs to the update alone.
+        training = self.scorer.training
+        self.scorer.eval()
         scores: dict[int, Any] = self._within_memory(work, rollouts, indices, f"step {step}, scoring")
+        self.scorer.train(training)
         if self.ranks.size == 1:
             return scores
         device = self.accelerator.device

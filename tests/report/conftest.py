@@ -94,6 +94,7 @@ def metric_rows(steps: int, first: float, last: float, hek: bool, controls: bool
                 "step": step, "reward_mean": reward, "reward_std": 0.3, "advantage_var_raw": 0.2 * (1 - share / 2),
                 "zero_variance_share": 0.1 + 0.4 * share, "grad_norm": 1.5 - share, "loss": 0.01,
                 "kl_ref": 0.01 * share, "approx_kl": 1e-4, "clip_fraction": 0.02, "entropy": None,
+                "engine_mismatch": 0.002, "engine_mismatch_max": 0.05, "uplift": 0.1 if hek and controls else None,
                 "searches_per_answer": 1.5, "response_tokens": 15.0, "prompt_tokens": 60.0,
                 "experience_hit_rate_E1": 0.6 if hek else None,
                 "experience_hit_rate_start": 0.9 if hek else None, "reward_with_experience": reward if hek else None,

@@ -129,7 +129,7 @@ def test_a_registered_function_of_a_file_keeps_its_settings(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("gpro", "algorithm.kind: expected one of grpo, .* got 'gpro'; did you mean 'grpo'"),
+        ("grop", "algorithm.kind: expected one of grpo, .* got 'grop'; did you mean 'grpo'"),
         ("/nowhere/mine.py:f", "algorithm.kind: no such file: /nowhere/mine.py"),
         ("no.such.module:f", "no.such.module cannot be loaded .ModuleNotFoundError"),
         (
@@ -156,7 +156,7 @@ def test_names_are_taken_once():
         register("grpo")(own_grpo)
     register("mine")(own_grpo)
     register("mine")(own_grpo)
-    with pytest.raises(ValueError, match="loss 'mine': the name is taken by .*own_grpo"):
+    with pytest.raises(ValueError, match=r"loss 'mine': the name is taken by .*own_grpo"):
         register("mine")(own_cispo)
     with pytest.raises(ValueError, match="aggregation: expected one of token"):
         register("other", aggregation="mean")

@@ -55,6 +55,44 @@ def test_rollout_metrics_by_hand():
     assert set(metrics) <= set(METRIC_KEYS)
 
 
+def test_levels_lengths_and_truncation_by_hand():
+    e2, e3 = (Injection("x", 1, level, 0.5, 0, 0, 1) for level in ("E2", "E3"))
+    lost = Injection("z", 1, "E2", 0.5, 0, 0, 0, 0.8)
+    rollouts = [
+        make_rollout("answer", [], [e2, e3], sampled=3),
+        make_rollout("max_tokens", [], [e3], sampled=8),
+        make_rollout("context", [], [], sampled=1),
+        make_rollout("answer", [], [], sampled=2),
+    ]
+    rollouts[0].dropped = [lost]
+    metrics = rollout_metrics(rollouts, [True, True, True, False])
+    assert metrics["experience_hit_rate_E2"] == pytest.approx(1 / 3)
+    assert metrics["experience_hit_rate_E3"] == pytest.approx(2 / 3)
+    assert metrics["experience_dropped"] == pytest.approx(1 / 4)
+    assert metrics["response_tokens_max"] == 8
+    assert metrics["truncated_share"] == 0.5
+
+
+def test_uplift_compares_within_groups():
+    # The hard question has more controls: a comparison over groups would give another number.
+    rewards = np.array([1.0, 0.8, 0.2, 0.2, 0.0, np.nan, 0.5, 0.5])
+    groups = np.array([0, 0, 1, 1, 1, 1, 2, 2])
+    allowed = [True, False, True, False, False, True, True, True]
+    metrics = reward_metrics(rewards, groups, allowed)
+    differences = [0.2, 0.2 - 0.1]
+    assert metrics["uplift"] == pytest.approx(np.mean(differences))
+    assert metrics["uplift_stderr"] == pytest.approx(np.std(differences, ddof=1) / np.sqrt(2))
+    alone = reward_metrics(rewards[:2], groups[:2], allowed[:2])
+    assert (alone["uplift"], alone["uplift_stderr"]) == (pytest.approx(0.2), None)
+    assert reward_metrics(rewards, groups, [True] * 8)["uplift"] is None
+
+
+def test_metrics_of_a_registered_loss_are_kept(tmp_path):
+    log = MetricsLog(tmp_path, resume_step=0)
+    assert list(log.append({"step": 1, "loss/bounded": 0.5})) == [*METRIC_KEYS, "loss/bounded"]
+    assert read_metrics(log.path)[0]["loss/bounded"] == 0.5
+
+
 def test_log_keeps_key_order_and_forgets_later_steps(tmp_path):
     log = MetricsLog(tmp_path, resume_step=0)
     for step in (1, 2, 3):
