@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 torch = require("torch", "train", "hiexp.agent.decoding")
 
 _PREFILL_TOKENS = 8192  # tokens of one forward pass; bounds activations to a few hundred MB at 1B parameters
-# Rows are prefilled together while the tokens fed again for it are at most so many (a forward pass of its own would cost
-# about as much) and this share of what has to be fed.
+# Rows are prefilled together while the tokens fed again for it are at most so many (a pass of its own costs about as
+# much) and this share of what has to be fed.
 _REFED_TOKENS, _REFED_SHARE = 32, 0.5
 _DRAWS = 64  # uniform numbers made ahead per row
 

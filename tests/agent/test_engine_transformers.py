@@ -118,8 +118,10 @@ def flow(engine, prompts, seeds, in_flight, turns=3, limit=12):
         for row, said in [] if new else session.finished(block=len(flying) % 2 == 0):
             sampled[row].append((starts[row], said))
             turn = len(sampled[row])
-            if turn < turns and (seeds[row] + turn - 1) % 4 and said.finish_reason == "stop":
+            goes_on = (seeds[row] + turn - 1) % 4 and said.finish_reason == "stop"
+            if goes_on:
                 session.extend([row], [[5 + (seeds[row] + i) % 20 for i in range(1 + seeds[row] % 5)]])
+            if goes_on and turn < turns:
                 new.append(row)
             else:
                 flying.discard(row)

@@ -232,7 +232,7 @@ def test_a_server_that_stays_away_is_an_engine_that_died(serve, fast_tokenizer):
         choice = {"token_ids": [7], "logprobs": {"token_logprobs": [-1.0]}, "finish_reason": "length"}
         return 200, {"choices": [choice]}
 
-    server, client = serve(answer, concurrency=1, retries=1)
+    _, client = serve(answer, concurrency=1, retries=1)
     engine = OpenAIEngine(client, fast_tokenizer, 40)
     session = engine.open([[6], [5]], [0, 1])
     session.start([0, 1], [1, 1], (), Sampling())
