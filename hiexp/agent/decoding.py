@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 torch = require("torch", "train", "hiexp.agent.decoding")
 
 _PREFILL_TOKENS = 8192  # tokens of one forward pass; bounds activations to a few hundred MB at 1B parameters
-_PREFILL_SHARE = 0.5  # rows are prefilled together where the shortest has this share of the longest: less is waste
+# Rows are prefilled together while the tokens fed again for it are at most so many (a pass of its own costs about as
+# much) and this share of what has to be fed.
+_REFED_TOKENS, _REFED_SHARE = 32, 0.5
 _DRAWS = 64  # uniform numbers made ahead per row
 
 Reason = Literal["stop", "eos", "length", "context"]
@@ -91,11 +93,15 @@ def prefill_groups(rows: Sequence[Row]) -> list[list[int]]:
     """Indices of ``rows`` to be prefilled together: those with about as many tokens to feed."""
     missing = [len(row.tokens) - row.cached for row in rows]
     groups: list[list[int]] = []
+    needed = refed = 0
     for index in sorted(range(len(rows)), key=lambda i: -missing[i]):
-        if groups and missing[index] >= _PREFILL_SHARE * missing[groups[-1][0]]:
+        again = missing[groups[-1][0]] - missing[index] if groups else 0
+        if groups and refed + again <= _REFED_TOKENS + _REFED_SHARE * (needed + missing[index]):
             groups[-1].append(index)
+            needed, refed = needed + missing[index], refed + again
         else:
             groups.append([index])
+            needed, refed = missing[index], 0
     return groups
 
 

@@ -25,7 +25,7 @@ cache_utils = require("transformers.cache_utils", "train", "hiexp.agent.engine_t
 
 # A prefill costs a forward pass of its own, however few rows join: they wait until they are this share of the running
 # ones, but not for more rounds than this.
-_JOIN_SHARE = 0.125
+_JOIN_SHARE = 0.25
 _LONGEST_WAIT = 8
 
 
@@ -98,12 +98,14 @@ class TransformersEngine:
     def inference(self) -> Iterator[None]:
         """No gradients, no dropout; the model's training mode is restored afterwards."""
         training = self.model.training
-        self.model.eval()
+        if training:
+            self.model.eval()
         try:
             with torch.inference_mode():
                 yield
         finally:
-            self.model.train(training)
+            if training:
+                self.model.train()
 
 
 class TransformersSession:

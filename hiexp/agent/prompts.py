@@ -28,7 +28,7 @@ class Writer:
         self.dialect = get_dialect(agent.dialect)
         self.context = agent.engine.context_length
         self.limit = min(agent.max_total_tokens or self.context, self.context)
-        self.banned = tuple(self.tokenizer.all_special_tokens)
+        self.banned = reserved_tokens(self.tokenizer)
         self.chat = self.dialect.chat if agent.chat_template is None else agent.chat_template
         self.chat = self.chat and getattr(self.tokenizer, "chat_template", None) is not None
         self._instructions = agent.instructions
@@ -116,3 +116,13 @@ class Writer:
         bos = self.tokenizer.bos_token_id
         alone: list[Any] = list(self.tokenizer("")["input_ids"])
         return [bos] if bos is not None and alone[:1] == [bos] else []
+
+
+def reserved_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """Strings that foreign text must not contain: special tokens, and added ones that look like markup.
+
+    Tool tags of chat models (``<tool_call>`` of Qwen) are added tokens that are not called special.
+    """
+    added = getattr(tokenizer, "get_added_vocab", dict)()
+    markup = [token for token in added if (token[:1], token[-1:]) in {("<", ">"), ("[", "]")}]
+    return tuple(dict.fromkeys([*tokenizer.all_special_tokens, *sorted(markup)]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from types import SimpleNamespace
 
 import pytest
@@ -35,6 +37,37 @@ class WordTokenizer:
 
     def decode(self, ids, **_):
         return " ".join(self.words[i] for i in ids)
+
+
+class ByteTokenizer:
+    """Hugging Face's interface over bytes, with tags and chat tokens that are one token each wherever they stand.
+
+    Like real fast tokenizers it finds those tokens in any text that it is given, and it folds compatibility forms.
+    """
+
+    bos_token_id, eos_token_id, chat_template = None, 256, None
+    all_special_tokens = ("<|im_end|>", "<|im_start|>", "</s>")
+
+    def __init__(self, tags=()):
+        self.added = [*self.all_special_tokens, *tags]
+        self._pattern = re.compile("|".join(map(re.escape, sorted(self.added, key=len, reverse=True))))
+
+    def __len__(self):
+        return 256 + len(self.added)
+
+    def get_added_vocab(self):
+        return {token: 256 + i for i, token in enumerate(self.added)}
+
+    def __call__(self, text, add_special_tokens=True):
+        text, ids, place = unicodedata.normalize("NFKC", text), [], 0
+        for match in self._pattern.finditer(text):
+            ids += [*text[place : match.start()].encode(), 256 + self.added.index(match[0])]
+            place = match.end()
+        return {"input_ids": [*ids, *text[place:].encode()]}
+
+    def decode(self, ids, **_):
+        data = b"".join(bytes([i]) if i < 256 else self.added[i - 256].encode() for i in ids)
+        return data.decode("utf-8", "replace")
 
 
 class ScriptedEngine:
@@ -125,7 +158,7 @@ def word_tokenizer():
 
 @pytest.fixture(scope="session")
 def fakes():
-    return SimpleNamespace(ScriptedEngine=ScriptedEngine, ListTool=ListTool, WORDS=WORDS)
+    return SimpleNamespace(ScriptedEngine=ScriptedEngine, ByteTokenizer=ByteTokenizer, ListTool=ListTool, WORDS=WORDS)
 
 
 @pytest.fixture(scope="session")

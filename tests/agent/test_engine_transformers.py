@@ -106,6 +106,112 @@ def test_rows_that_left_the_batch_can_come_back(tiny_models, fast_tokenizer):
     assert session.tokens == other.tokens
 
 
+def flow(engine, prompts, seeds, in_flight, turns=3, limit=12):
+    """As :func:`play`, but every row goes on as soon as its turn ended, ``in_flight`` rows at a time."""
+    session = engine.open(prompts, seeds)
+    sampled, waiting, flying = [[] for _ in prompts], list(range(len(prompts))), set()
+    starts = {}
+    while waiting or flying:
+        new = waiting[: in_flight - len(flying)]
+        waiting = waiting[len(new) :]
+        flying |= set(new)
+        for row, said in [] if new else session.finished(block=len(flying) % 2 == 0):
+            sampled[row].append((starts[row], said))
+            turn = len(sampled[row])
+            goes_on = (seeds[row] + turn - 1) % 4 and said.finish_reason == "stop"
+            if goes_on:
+                session.extend([row], [[5 + (seeds[row] + i) % 20 for i in range(1 + seeds[row] % 5)]])
+            if goes_on and turn < turns:
+                new.append(row)
+            else:
+                flying.discard(row)
+                session.release([row])
+        starts |= {row: len(session.tokens[row]) for row in new}
+        limits = [limit + (seeds[row] * 7 + len(sampled[row]) * 3) % 5 for row in new]
+        session.start(new, limits, OFTEN, Sampling())
+    return session, sampled
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_that_come_and_go_equal_lock_step_and_rescoring(tiny_models, fast_tokenizer, name):
+    engine = TransformersEngine(tiny_models[name], fast_tokenizer)
+    prompts, seeds = prompts_of(24, len(fast_tokenizer)), list(range(24))
+    together = play(engine, prompts, seeds)[0].tokens
+    session, sampled = flow(engine, prompts, seeds, in_flight=7)
+    assert session.tokens == together
+    for row, turns in enumerate(sampled):
+        truth = rescored(tiny_models[name], session.tokens[row])
+        for start, said in turns:
+            np.testing.assert_allclose(said.logprobs, truth[start : start + len(said.token_ids)], atol=2e-5)
+    assert session._batch is None  # nothing is kept of rows that were released
+    assert all(row.stored is None for row in session._rows)
+
+
+def test_a_session_goes_on_where_another_one_died(tiny_models, fast_tokenizer):
+    engine = TransformersEngine(tiny_models["llama"], fast_tokenizer)
+    prompts, seeds = prompts_of(6, len(fast_tokenizer)), list(range(6))
+    whole, first = engine.open(prompts, seeds), engine.open(prompts, seeds)
+    for session, count in ((whole, 2), (first, 1)):
+        for _ in range(count):
+            generate(session, range(6), [7] * 6, (), Sampling())
+    counts = [len(tokens) - len(prompt) for tokens, prompt in zip(first.tokens, prompts, strict=True)]
+    second = engine.open(first.tokens, seeds, counts)
+    generate(second, range(6), [7] * 6, (), Sampling())
+    assert second.tokens == whole.tokens
+    with pytest.raises(ValueError, match="drawn: expected one per prompt"):
+        engine.open(prompts, seeds, [0])
+
+
+def test_released_rows_stop_and_cannot_start_again(tiny_models, fast_tokenizer):
+    engine = TransformersEngine(tiny_models["llama"], fast_tokenizer)
+    alone = engine.open([[7, 8]], [1])
+    session = engine.open([[5, 6], [7, 8], [9]], [0, 1, 2])
+    want = generate(alone, [0], [20], (), Sampling())[0]
+    session.start([0, 1, 2], [20, 20, 20], (), Sampling())
+    assert session.finished(block=False) == []
+    session.release([0, 2])
+    ((row, said),) = session.finished()
+    assert (row, said.token_ids) == (1, want.token_ids)
+    assert len(session.tokens[0]) < 22
+    assert session.finished() == []
+    with pytest.raises(ValueError, match="expected idle rows of 0 to 2, got 0"):
+        session.start([0], [5], (), Sampling())
+    session.start([1], [2], (), Sampling())
+    with pytest.raises(ValueError, match="idle rows"):
+        session.start([1], [2], (), Sampling())
+
+
+def test_equal_prompts_are_prefilled_once(tiny_models, fast_tokenizer, monkeypatch):
+    engine = TransformersEngine(tiny_models["llama"], fast_tokenizer)
+    fed, forward = [], engine.forward
+    monkeypatch.setattr(engine, "forward", lambda ids, *rest: fed.append(tuple(ids.shape)) or forward(ids, *rest))
+    prompts = [[5, 6, 7, 8]] * 8 + [[9, 10, 11, 12]] * 8
+    session = engine.open(prompts, range(16))
+    session.start(range(16), [6] * 16, (), Sampling())
+    session.finished(block=False)
+    assert fed[-1] == (2, 4)
+    session.finished()
+    for row in (0, 9):
+        single = engine.open([prompts[row]], [row])
+        generate(single, [0], [6], (), Sampling())
+        assert single.tokens[0] == session.tokens[row]
+
+
+def test_kinds_of_sampling_can_be_mixed(tiny_models, fast_tokenizer):
+    engine = TransformersEngine(tiny_models["qwen2"], fast_tokenizer)
+    kinds = [Sampling(), Sampling(temperature=0.0), Sampling(0.7, 0.8)]
+    session = engine.open([[5, 6, 7]] * 6, range(6))
+    for row in range(6):
+        session.start([row], [9], (), kinds[row % 3])
+    done = {}
+    while len(done) < 6:
+        done.update(session.finished())
+    for row in range(6):
+        said = generate(engine.open([[5, 6, 7]], [row]), [0], [9], (), kinds[row % 3])[0]
+        assert done[row].token_ids == said.token_ids
+        np.testing.assert_allclose(done[row].logprobs, said.logprobs, atol=2e-5)
+
+
 def test_prefill_in_chunks_changes_nothing(tiny_models, fast_tokenizer, monkeypatch):
     prompts = prompts_of(5, len(fast_tokenizer), longest=40)
     for name in ("llama", "tiny"):
