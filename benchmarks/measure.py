@@ -39,6 +39,13 @@ def available_megabytes(device="cpu"):
     return _kernel_megabytes("meminfo", "MemAvailable")
 
 
+def resident_megabytes():
+    """What this process holds now: its own memory, and pages of mapped files that the kernel may drop."""
+    return {
+        kind: _kernel_megabytes("self/status", field) for kind, field in (("own", "RssAnon"), ("mapped", "RssFile"))
+    }
+
+
 class Usage:
     """Most memory beyond what was in use at ``start``, in megabytes, and on a CPU the processor time since then."""
 
