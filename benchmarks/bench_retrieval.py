@@ -1,12 +1,12 @@
-"""Search over 10,000 to 1,000,000 passages: latency, memory, disk, build time, and recall of the approximate methods.
+"""Search over 10,000 to 1,000,000 passages: latency, memory, disk, build time, recall of the approximate methods.
 
-python benchmarks/bench_retrieval.py --data DATA [--rows 10000 100000 1000000] [--out benchmarks/results/retrieval_cpu.md]
+python benchmarks/bench_retrieval.py --data DATA [--rows 10000 100000 1000000] [--out FILE.md]
 
-No corpus of a million passages is at hand, so both kinds of input are made: vectors from a seeded mixture of 2,000
+No corpus of a million passages is at hand, so both kinds of input are made: vectors from a seeded mixture of n / 50
 directions with noise (unit rows of 384 numbers; queries from the same mixture), passages from the real corpora in DATA,
 repeated with a quarter of the words exchanged against a stretch of another passage. Vector rows are timed without
-encoder and without reading the passages found. Every row of the table is a process of its own: ``own`` is the memory
-it cannot give back, ``mapped`` what it holds of memory-mapped files. Needs about 5 GB of disk for a while.
+encoder and without reading the passages found. Each row is measured in a process of its own: ``own`` is memory that
+opening and searching added and that cannot be given back, ``mapped`` what was added of memory-mapped files.
 """
 
 import argparse
@@ -34,16 +34,17 @@ from hiexp.agent.search_tools import open_index
 from hiexp.experience.encoder import HashingEncoder
 
 DIM, TOP_K, BATCH, SHARD_ROWS = 384, 10, 64, 100_000
-DIRECTIONS, NOISE = 2000, 0.8  # noise: length of the random part relative to the direction
+ROWS_PER_DIRECTION, NOISE = 50, 0.8  # noise: length of the random part relative to the direction
 HNSW_MOST_ROWS = 100_000  # beyond, two cores link for more than the five minutes this table may take
 SECONDS, MOST_QUERIES = 3.0, 300
 
 
-def vector_rows(n, seed):
-    """(n, DIM) float32 unit rows of the mixture."""
-    directions = np.random.default_rng(0).standard_normal((DIRECTIONS, DIM), dtype=np.float32)
+def vector_rows(n, seed, whole):
+    """(n, DIM) float32 unit rows of the mixture for an index of ``whole`` rows."""
+    size = (whole // ROWS_PER_DIRECTION, DIM)
+    directions = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
     random_ = np.random.default_rng(seed)
-    rows = directions[random_.integers(0, DIRECTIONS, n)]
+    rows = directions[random_.integers(0, len(directions), n)]
     rows += NOISE * random_.standard_normal((n, DIM), dtype=np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return rows
@@ -52,13 +53,14 @@ def vector_rows(n, seed):
 def write_vectors(folder, n, dtype):
     folder.mkdir(parents=True)
     for number, start in enumerate(range(0, n, SHARD_ROWS)):
-        rows = vector_rows(min(SHARD_ROWS, n - start), 1 + number)
+        rows = vector_rows(min(SHARD_ROWS, n - start), 1 + number, n)
         np.save(folder / f"vectors_{number:05d}.npy", rows.astype(dtype))
 
 
 def write_corpus(files, path, n):
     """``n`` passages: the real ones, then copies with a quarter of the words exchanged."""
-    passages = [json.loads(line) for file in files for line in gzip.open(file, "rt", encoding="utf-8")]
+    lines = [line for file in files for line in gzip.decompress(file.read_bytes()).splitlines()]
+    passages = [json.loads(line) for line in lines]
     words, random_ = [passage["text"].split() for passage in passages], random.Random(0)
     with open(path, "w", encoding="utf-8") as stream:
         for i in range(n):
@@ -87,9 +89,14 @@ def latencies(search, queries):
     }
 
 
+def memory_since(before):
+    return {f"{kind} MB": size - before[kind] for kind, size in measure.resident_megabytes().items()}
+
+
 def dense_row(folder, method, in_memory, results):
     """Open, search and measure one method; the child's share of a row."""
     folder, row, usage = Path(folder), {}, measure.Usage()
+    before = measure.resident_megabytes()
     vectors = ShardedVectors(folder)
     if in_memory:
         vectors.shards = [np.array(shard) for shard in vectors.shards]
@@ -105,9 +112,9 @@ def dense_row(folder, method, in_memory, results):
         from hiexp.agent.dense_faiss import FaissSearcher
 
         searcher = FaissSearcher(folder, vectors, method)
-    queries = vector_rows(100, 10_000)
+    queries = vector_rows(100, 10_000, len(vectors))
     row |= latencies(lambda part: searcher.search(part, TOP_K), queries)
-    row |= {f"{kind} MB": size for kind, size in measure.resident_megabytes().items()}
+    row |= memory_since(before)
     found = [[hit for hit, _ in one] for one in searcher.search(queries, TOP_K)]
     results.put((row, found))
 
@@ -120,9 +127,10 @@ def bm25_build(corpus, folder, results):
 
 
 def bm25_row(folder, questions, results):
+    before = measure.resident_megabytes()
     tool = open_index(folder)
     row = latencies(lambda part: tool.search(part, TOP_K), questions)
-    results.put((row | {f"{kind} MB": size for kind, size in measure.resident_megabytes().items()}, None))
+    results.put((row | memory_since(before), None))
 
 
 def in_child(function, *arguments):
