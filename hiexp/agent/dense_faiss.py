@@ -75,7 +75,7 @@ def build_faiss(folder: Path, vectors: ShardedVectors, kind: str) -> Path:
     part.mkdir(exist_ok=True)
     with build_lock(part, target):
         if not target.exists():
-            (_build_ivf if kind == "ivf" else _build_hnsw)(faiss, part, target, vectors)
+            (_build_ivf if kind == "ivf" else _build_hnsw)(faiss, part, vectors)
             fsync_tree(part)
             os.rename(part, target)
     return target
@@ -93,7 +93,7 @@ def _flat(faiss: Any, vectors: ShardedVectors) -> Any:
     return index
 
 
-def _build_hnsw(faiss: Any, part: Path, _target: Path, vectors: ShardedVectors) -> None:
+def _build_hnsw(faiss: Any, part: Path, vectors: ShardedVectors) -> None:
     storage = "SQfp16" if vectors.shards[0].dtype == np.float16 else "Flat"
     index = faiss.index_factory(vectors.dim, f"HNSW{HNSW_NEIGHBOURS},{storage}", faiss.METRIC_INNER_PRODUCT)
     for _, block in track(vectors.blocks(), "linking passages"):
@@ -104,7 +104,7 @@ def _build_hnsw(faiss: Any, part: Path, _target: Path, vectors: ShardedVectors) 
     faiss.write_index(index, str(part / "index.faiss"))
 
 
-def _build_ivf(faiss: Any, part: Path, target: Path, vectors: ShardedVectors) -> None:
+def _build_ivf(faiss: Any, part: Path, vectors: ShardedVectors) -> None:
     """Centres from a sample, then one file of lists a shard, then all merged into one file on disk."""
     from faiss.contrib.ondisk import merge_ondisk
 
@@ -125,8 +125,6 @@ def _build_ivf(faiss: Any, part: Path, target: Path, vectors: ShardedVectors) ->
         _write(faiss, index, files[-1])
     merged = faiss.read_index(str(centres))
     merge_ondisk(merged, [str(file) for file in files], str(part / "lists.ivfdata"))
-    # Where the file will lie after the rename: faiss prints a line whenever it finds it elsewhere.
-    faiss.downcast_InvertedLists(merged.invlists).filename = str(target / "lists.ivfdata")
     _write(faiss, merged, part / "index.faiss")
     for file in (*files, centres):
         file.unlink()
