@@ -12,12 +12,19 @@ import re
 import time
 from pathlib import Path
 
-import torch
+
+def _cuda(device):
+    """torch.cuda where ``device`` is one, else None: measuring a CPU alone does not load torch."""
+    if not str(device).startswith("cuda"):
+        return None
+    import torch
+
+    return torch.cuda
 
 
 def synchronize(device):
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
+    if cuda := _cuda(device):
+        cuda.synchronize()
 
 
 def seconds(run, device="cpu"):
@@ -34,21 +41,28 @@ def _kernel_megabytes(file, field):
 
 
 def available_megabytes(device="cpu"):
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info()[0] / 2**20
+    if cuda := _cuda(device):
+        return cuda.mem_get_info()[0] / 2**20
     return _kernel_megabytes("meminfo", "MemAvailable")
+
+
+def resident_megabytes():
+    """What this process holds now: its own memory, and pages of mapped files that the kernel may drop."""
+    return {
+        kind: _kernel_megabytes("self/status", field) for kind, field in (("own", "RssAnon"), ("mapped", "RssFile"))
+    }
 
 
 class Usage:
     """Most memory beyond what was in use at ``start``, in megabytes, and on a CPU the processor time since then."""
 
     def __init__(self, device="cpu"):
-        self.gpu = torch.device(device).type == "cuda"
+        self.cuda = _cuda(device)
 
     def start(self):
-        if self.gpu:
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated() / 2**20
+        if self.cuda:
+            self.cuda.reset_peak_memory_stats()
+            self.before = self.cuda.memory_allocated() / 2**20
             return
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the high-water mark so far
@@ -56,8 +70,8 @@ class Usage:
         self.cpu = time.process_time()
 
     def stop(self):
-        if self.gpu:
-            return {"peak MB": torch.cuda.max_memory_allocated() / 2**20 - self.before}
+        if self.cuda:
+            return {"peak MB": self.cuda.max_memory_allocated() / 2**20 - self.before}
         megabytes = _kernel_megabytes("self/status", "VmHWM") - self.before
         return {"peak MB": megabytes, "cpu s": time.process_time() - self.cpu}
 

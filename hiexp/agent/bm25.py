@@ -26,6 +26,8 @@ _WORD = re.compile(r"\w+")
 
 def tokenize(text: str) -> list[str]:
     """Lower-case words without accents; no stop words and no stemming: IDF and passages' own wording do that work."""
+    if text.isascii():  # most English passages; the way below gives the same, eight times slower
+        return _WORD.findall(text.lower())
     text = unicodedata.normalize("NFKD", text.lower())
     return _WORD.findall("".join(char for char in text if not unicodedata.combining(char)))
 

@@ -46,11 +46,19 @@ class ShardedVectors:
         return int(self.starts[-1])
 
     def blocks(self, cells: int = BLOCK_CELLS) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """All rows in order, as ``(first row, float32 block of at most ``cells`` numbers)``."""
+        """All rows in order, as ``(first row, float32 block of at most ``cells`` numbers)``.
+
+        A block of float16 rows is valid until the next one is asked for: a new array each would take twice the time.
+        """
         rows = max(1, cells // self.dim)
+        single = np.empty((rows if self.shards[0].dtype != np.float32 else 0, self.dim), np.float32)
         for start, shard in zip(self.starts.tolist(), self.shards, strict=False):
             for first in range(0, len(shard), rows):
-                yield start + first, np.asarray(shard[first : first + rows], dtype=np.float32)
+                block = shard[first : first + rows]
+                if block.dtype != np.float32:
+                    np.copyto(single[: len(block)], block)
+                    block = single[: len(block)]
+                yield start + first, block
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Rows by number, (len(rows), d)."""

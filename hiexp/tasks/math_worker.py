@@ -40,6 +40,7 @@ def equal(prediction: str, golds: list[str]) -> bool:
 
 def _readings(text: str) -> list[list[Any]]:
     """The ways math-verify can read ``text``: as one LaTeX expression, then as prose that holds one."""
+    text = text.replace("\\$", "")  # a sum of money, which math-verify takes for the beginning of a formula
     parse = require("math_verify", "train", "MathScorer").parse
     texts = [text] if any(anchor in text for anchor in _ANCHORS) else [f"${text}$", text]
     # The caller's clock limits the time: math-verify's own alarm does not interrupt big-number arithmetic.
