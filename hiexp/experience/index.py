@@ -61,6 +61,7 @@ class ExactIndex:
         points = self._core.points()
         for start in range(0, len(points), _CHUNK):
             rows = vectors[points[start : start + _CHUNK]]
+            _check_finite(rows, "vectors")
             self._core.store(start, rows if rotation is None else rows @ rotation)
 
     def search(
