@@ -29,8 +29,7 @@ class DenseTool:
         self.documents = DocumentStore(folder)
         self.encoder = encoder
         vectors: NDArray[np.float32] = np.load(folder / _VECTORS, mmap_mode="r")  # (n, d)
-        self._index = ExactIndex(vectors)
-        self._least = np.full(len(vectors), -np.inf)  # every passage may be returned, however far away
+        self._index = ExactIndex(vectors, np.full(len(vectors), -np.inf))  # any passage may be returned, however far
 
     @classmethod
     def from_corpus(cls, path: str | Path, encoder: Encoder, cache_dir: str | Path | None = None) -> DenseTool:
@@ -54,7 +53,7 @@ class DenseTool:
         found: list[list[tuple[Document, float]]] = []
         for start in range(0, len(vectors), rows):
             part = vectors[start : start + rows]
-            ranked = self._index.search(part, top_k, self._least, [()] * len(part))
+            ranked = self._index.search(part, top_k, [()] * len(part))
             found += [[(self.documents[row], float(score)) for row, score in best] for best in ranked]
         return found
 

@@ -44,6 +44,7 @@ def distill_command(args: argparse.Namespace) -> int:
                 keep_rejected(hek, rejected)
 
         report = distill(groups, reflector, include_uniform=args.include_uniform, done=_done(hek, groups), save=save)
+        hek.calibrate_search((one.question, query) for group in groups for one in group for query in one.queries())
         print(report)
         _print_stored(hek, len(hek) - before)
     print(f"next: hiexp build {args.out}")
