@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from hiexp.agent.record import Rollout
 from hiexp.agent.rollout import SearchAgent, count_up
 from hiexp.progress import track
 from hiexp.rl.config import TrainConfig
+from hiexp.rl.distributed import Ranks
 from hiexp.tasks.question import Question
 
 if TYPE_CHECKING:
@@ -22,11 +24,36 @@ if TYPE_CHECKING:
     from hiexp.experience.retrieve import Snapshot
 
 
-class Actor:
-    """Answers questions with ``engine``; ``tool`` searches for batches that bring no tool of their own."""
+@dataclass(frozen=True, slots=True)
+class ActedStep:
+    """What acting gives to learning: N rollouts in rows of whole groups, with their rewards.
 
-    def __init__(self, engine: Engine, tool: Tool, config: TrainConfig) -> None:
+    Attributes:
+        questions: N questions, row i's own.
+        rollouts: N rollouts, scored.
+        rewards: (N,) float64, NaN where the scorer gave NaN.
+        groups: (N,) int64, rows of one question share a number.
+        with_experience: N booleans, whether the row was allowed experience.
+        seconds: wall time by metric name (``seconds_rollout``, ``seconds_score``).
+    """
+
+    questions: Sequence[Question]
+    rollouts: list[Rollout]
+    rewards: np.ndarray[Any, Any]
+    groups: np.ndarray[Any, Any]
+    with_experience: Sequence[bool]
+    seconds: dict[str, float]
+
+
+class Actor:
+    """Answers questions with ``engine``; ``tool`` searches for batches that bring no tool of their own.
+
+    Several ``ranks`` answer their share each and exchange the rollouts.
+    """
+
+    def __init__(self, engine: Engine, tool: Tool, config: TrainConfig, ranks: Ranks | None = None) -> None:
         self.engine, self.tool, self.config = engine, tool, config
+        self.ranks = Ranks() if ranks is None else ranks
 
     def run(
         self,
@@ -45,25 +72,31 @@ class Actor:
 
         Raises:
             ValueError: a question twice with one index: rollout ids, which groups are told apart by, would repeat.
+            RankError: another rank failed at its share.
         """
         counts = Counter((question.id, index) for question, index in zip(questions, indices, strict=True))
         for (identifier, _), count in counts.items():
             if count > 1:
                 raise ValueError(f"question {identifier!r}: expected different question ids in a step, got it twice")
-        agent = self._agent(tool if tool is not None else self.tool, sampling)
         size = self.config.rollout.batch_rows
-        rollouts: list[Rollout] = []
-        for first in track(range(0, len(questions), size), label):
-            rows = slice(first, first + size)
-            rollouts += agent.run(
-                questions[rows],
-                seeds=seeds[rows],
-                snapshot=snapshot,
-                with_experience=with_experience[rows],
-                policy_step=policy_step,
-                indices=indices[rows],
-            )
-        return rollouts
+        mine = self.ranks.share([question.id for question in questions])
+
+        def answer_mine() -> list[Rollout]:
+            agent = self._agent(tool if tool is not None else self.tool, sampling)
+            rollouts: list[Rollout] = []
+            for first in track(range(mine.start, mine.stop, size), label):
+                rows = slice(first, min(first + size, mine.stop))
+                rollouts += agent.run(
+                    questions[rows],
+                    seeds=seeds[rows],
+                    snapshot=snapshot,
+                    with_experience=with_experience[rows],
+                    policy_step=policy_step,
+                    indices=indices[rows],
+                )
+            return rollouts
+
+        return [rollout for part in self.ranks.together(answer_mine) for rollout in part]
 
     def check_prompts(self, questions: Sequence[Question]) -> None:
         """Raise ValueError for a question whose prompt leaves no room in the limits (names the question)."""
