@@ -2,8 +2,8 @@
 
 Scores are float64 sums of exact products in a fixed order, rounded to six decimals, so that equal titles tie exactly
 and ties go to the lower row. Most rows are never read: csrc/retrieval keeps a copy of one byte a column and leaves a
-block of rows as soon as a proven upper bound (Cauchy-Schwarz on the columns not read, plus all rounding errors) shows that
-none of them can be returned. Dense vectors are turned to their principal axes first, so that few columns say most;
+block of rows as soon as a proven upper bound (Cauchy-Schwarz on the columns not read, plus all rounding errors) shows
+that none of them can be returned. Dense vectors are turned to their principal axes first, so that few columns say most;
 sparse ones (the hashing encoder) keep their axes: only the columns that a query has are read.
 """
 
