@@ -128,8 +128,11 @@ void ExactIndex::Search::finish(size_t block, Best& best) const {
     size_t left = 0;
     for (size_t lane = 0; lane < count; ++lane) left += !(bounds[lane] < lowest);
     if (left > kFew && stage + 1 < stages) continue;
+    // The most promising one first: what it brings may spare the others.
+    const size_t leader = static_cast<size_t>(std::max_element(bounds, bounds + count) - bounds);
+    score(begin + leader, best);
     for (size_t lane = 0; lane < count; ++lane) {
-      if (!(bounds[lane] < floor(block, best))) score(begin + lane, best);
+      if (lane != leader && !(bounds[lane] < floor(block, best))) score(begin + lane, best);
     }
     return;
   }
@@ -168,11 +171,9 @@ std::vector<Found> ExactIndex::Search::run(int n_threads) {
     pool.run_ranges(blocks, kBlocksPerTask, [&](size_t begin, size_t end) {
       for (size_t block = begin; block < end; ++block) first_stage(block);
     });
-    if (blocks > kFirstBlocks) {
-      std::nth_element(order.begin(), order.begin() + kFirstBlocks, order.end(),
-                       [&](size_t a, size_t b) { return bound_[a] > bound_[b]; });
-      std::sort(order.begin() + kFirstBlocks, order.end());
-    }
+    const auto first_end = order.begin() + static_cast<ptrdiff_t>(std::min(blocks, kFirstBlocks));
+    std::partial_sort(order.begin(), first_end, order.end(), [&](size_t a, size_t b) { return bound_[a] > bound_[b]; });
+    std::sort(first_end, order.end());
   }
   std::vector<Best> found(static_cast<size_t>(pool.size()));
   const size_t first = std::min(blocks, kFirstBlocks);

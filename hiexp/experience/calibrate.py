@@ -3,18 +3,22 @@
 A fixed cosine means nothing across encoders (E5 puts most pairs between 0.7 and 1.0), so every threshold here is
 "closer than this share of random pairs". The quantiles are this library's defaults, settable, and not the paper's: it
 states a cosine of 0.8 for its own encoder and no clustering threshold.
+
+E1 entries are looked up with search queries, which are shorter than the questions that are titles and so less similar
+to any title. Where queries are known, the E1 threshold comes from pairs of a query and a title of another question.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from hiexp.experience.encoder import Encoder
+from hiexp.experience.guard import text_key
 
 E1_QUANTILE = 0.99  # an E1 entry is served if it is closer to the query than 99% of random pairs are to each other
 # Quantiles of pair distances below which clusters merge. Ward's heights grow with the clusters, so the exact value
@@ -39,6 +43,7 @@ class Calibration:
         similarity: quantile (as text) -> cosine similarity of random pairs.
         thresholds: ``E1``: cosine at and above which an E1 entry is served. ``E2``, ``E3``: Ward height below which E1
             (E2) entries merge; unit: euclidean distance between unit vectors, 0 to 2 for two single entries.
+        n_queries: distinct search queries behind the E1 threshold; 0: it comes from pairs of titles.
     """
 
     encoder_id: str
@@ -48,6 +53,7 @@ class Calibration:
     n_pairs: int
     similarity: dict[str, float]
     thresholds: dict[str, float]
+    n_queries: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict; :meth:`from_json` is its inverse."""
@@ -57,7 +63,8 @@ class Calibration:
     def from_json(cls, row: Any) -> Calibration:
         """Rebuild a calibration from :meth:`to_json`. ValueError: keys or thresholds that are missing or unusable."""
         names = [one.name for one in fields(cls)]
-        if not isinstance(row, dict) or set(row) != set(names):
+        needed = {one.name for one in fields(cls) if one.default is MISSING}  # older files lack what came later
+        if not isinstance(row, dict) or not needed <= set(row) <= set(names):
             raise ValueError(f"calibration: expected an object with the keys {', '.join(names)}; got {row!r:.80}")
         thresholds = row["thresholds"]
         for level in ("E1", "E2", "E3"):
@@ -116,6 +123,50 @@ def calibrate(
         similarity={str(q): round(float(np.quantile(similarity, q)), 6) for q in _GRID},
         thresholds={level: round(value, 6) for level, value in thresholds.items()},
     )
+
+
+def calibrate_search(
+    calibration: Calibration,
+    encoder: Encoder,
+    titles: Sequence[str],
+    asked: Iterable[tuple[str, str]],
+    *,
+    e1_quantile: float = E1_QUANTILE,
+    seed: int = 0,
+) -> Calibration:
+    """``calibration`` with the E1 threshold taken from 20,000 random pairs of a query and another question's title.
+
+    Args:
+        titles: E1 titles (questions, as a rule).
+        asked: (question, query) for each search; a title that is the question itself, but for spelling, makes no pair.
+        e1_quantile: share of those pairs that must be less similar than a served E1 entry.
+
+    Returns:
+        The calibration unchanged where there are fewer than 50 distinct queries or titles: too few to say anything.
+
+    Raises:
+        ValueError: a quantile outside [0, 1], or another encoder than the calibration's.
+    """
+    if not 0.0 <= e1_quantile <= 1.0:
+        raise ValueError(f"e1_quantile: expected a quantile from 0 to 1, got {e1_quantile!r}")
+    if encoder.id != calibration.encoder_id:
+        raise ValueError(f"encoder: expected {calibration.encoder_id!r}, which was calibrated, got {encoder.id!r}")
+    distinct = sorted({(text_key(question), query) for question, query in asked if query.strip()})
+    rows = sorted(set(titles))
+    n_queries = len({query for _, query in distinct})
+    if min(n_queries, len(rows)) < MIN_TEXTS:
+        return calibration
+    rng = np.random.Generator(np.random.Philox(seed))
+    left, right = rng.integers(0, len(distinct), _N_PAIRS), rng.integers(0, len(rows), _N_PAIRS)
+    keys = [text_key(title) for title in rows]
+    other = np.array([distinct[i][0] != keys[j] for i, j in zip(left, right, strict=True)])
+    if not other.any():
+        return calibration
+    queries = encoder.encode([query for _, query in distinct])[left[other]].astype(np.float64)
+    similarity = np.einsum("ij,ij->i", queries, encoder.encode(rows)[right[other]].astype(np.float64))
+    threshold = float(np.clip(np.quantile(similarity, e1_quantile), *E1_BOUNDS))
+    thresholds = {**calibration.thresholds, "E1": round(threshold, 6)}
+    return replace(calibration, thresholds=thresholds, n_queries=n_queries)
 
 
 def _pairs(rng: np.random.Generator, n: int, n_pairs: int) -> tuple[np.ndarray, np.ndarray]:

@@ -59,6 +59,7 @@ def distill_command(args: argparse.Namespace) -> int:
             groups, reflector, include_uniform=args.include_uniform, done=_done(hek, groups), save=save,
             limit=args.limit,
         )  # fmt: skip
+        hek.calibrate_search((one.question, query) for group in groups for one in group for query in one.queries())
         print(report)
         _print_stored(hek, len(hek) - before)
         _print_cost(read_ledger(hek).get(args.reflector, Tally()), earlier)

@@ -1,9 +1,9 @@
 """Exact nearest rows by inner product: the same answer on any machine, with any number of threads.
 
-Scores are float64 sums of exact products in a fixed order, rounded to six decimals, so that equal titles tie exactly and
-ties go to the lower row. Most rows are never read: csrc/retrieval keeps a copy of one byte a column and leaves a block
-of rows as soon as a proven upper bound (Cauchy-Schwarz on the columns not read, plus all rounding errors) shows that
-none of them can be returned. Dense vectors are turned to their principal axes first, so that few columns say most;
+Scores are float64 sums of exact products in a fixed order, rounded to six decimals, so that equal titles tie exactly
+and ties go to the lower row. Most rows are never read: csrc/retrieval keeps a copy of one byte a column and leaves a
+block of rows as soon as a proven upper bound (Cauchy-Schwarz on the columns not read, plus all rounding errors) shows
+that none of them can be returned. Dense vectors are turned to their principal axes first, so that few columns say most;
 sparse ones (the hashing encoder) keep their axes: only the columns that a query has are read.
 """
 
@@ -61,6 +61,7 @@ class ExactIndex:
         points = self._core.points()
         for start in range(0, len(points), _CHUNK):
             rows = vectors[points[start : start + _CHUNK]]
+            _check_finite(rows, "vectors")
             self._core.store(start, rows if rotation is None else rows @ rotation)
 
     def search(
@@ -89,7 +90,7 @@ class ExactIndex:
 
 
 def _axes(sample: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Principal axes (d, d) of the rows, largest first, one a column. Not centred: products, not distances, are sought."""
+    """Principal axes (d, d), largest first, one a column. Not centred: products, not distances, are sought."""
     covariance = (sample.T @ sample).astype(np.float64)
     _, axes = np.linalg.eigh(covariance)
     return np.ascontiguousarray(axes[:, ::-1], np.float32)
@@ -98,15 +99,15 @@ def _axes(sample: NDArray[np.float32]) -> NDArray[np.float32]:
 def _relative_error(d: int, rotation: NDArray[np.float32] | None) -> float:
     """Bound of |true product - product of the turned vectors, summed in float32| / (|query| |row|), any order of sums.
 
-    A float32 product of d terms is off by at most ``d 2^-24 |x| |y|`` (Higham, Accuracy and Stability, ch. 3); turning a
-    vector multiplies that by the norm of the absolute values of the axes, at most the square root of d.
+    A float32 product of d terms is off by at most ``d 2^-24 |x| |y|`` (Higham, Accuracy and Stability, ch. 3); turning
+    a vector multiplies that by the norm of the absolute values of the axes, at most the square root of d.
     """
     sums = (d + 16) * _UNIT
     if rotation is None:
         return 2 * sums
     exact = rotation.astype(np.float64)
     skew = float(np.linalg.norm(exact.T @ exact - np.eye(d)))
-    return 2 * sums + 2.1 * sums * d**0.5 + skew
+    return float(2 * sums + 2.1 * sums * d**0.5 + skew)
 
 
 def _check_finite(vectors: NDArray[np.float32], name: str) -> None:

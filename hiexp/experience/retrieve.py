@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from hiexp.experience.store import HEK
 
 _NO_THRESHOLD = -1.0  # the least cosine
-# Of some levels: rows of the snapshot, the least score of each where the caller names none, their search.
-_LevelIndex = tuple[NDArray[np.intp], NDArray[np.float64], ExactIndex]
+_LevelIndex = tuple[NDArray[np.intp], ExactIndex]  # of some levels: rows of the snapshot, their search
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,17 +176,15 @@ class Snapshot:
         questions = [None] * len(texts) if exclude_questions is None else list(exclude_questions)
         if len(questions) != len(texts):
             raise ValueError(f"exclude_questions: expected {len(texts)} items, one a text, got {len(questions)}")
-        rows, least, index = self._index(levels)
+        rows, index = self._index(levels)
         if len(texts) == 0 or len(rows) == 0:
             return [[] for _ in texts]
         hidden = [
             [int(p) for p in np.searchsorted(rows, sorted(out)) if p < len(rows) and rows[p] in out]
             for out in map(self._hidden_from, questions)
         ]
-        if threshold is not None:
-            least = np.full(len(rows), float(threshold))
         queries = self.encoder.encode(texts)
-        return self._distinct(queries, rows, index, top_k, least, hidden)
+        return self._distinct(queries, rows, index, top_k, threshold, hidden)
 
     def _distinct(
         self,
@@ -195,14 +192,14 @@ class Snapshot:
         rows: NDArray[np.intp],
         index: ExactIndex,
         top_k: int,
-        least: NDArray[np.float64],
+        threshold: float | None,
         hidden: Sequence[Sequence[int]],
     ) -> list[list[Hit]]:
         """The best entries of different descriptions; asks for more wherever repeats took places."""
         found: list[list[Hit]] = [[] for _ in queries]
         open_, depth = list(range(len(queries))), top_k
         while open_:
-            ranked = index.search(queries[open_], depth, least, [hidden[i] for i in open_])
+            ranked = index.search(queries[open_], depth, [hidden[i] for i in open_], threshold)
             for i, places in zip(open_, ranked, strict=True):
                 first: dict[str, Hit] = {}
                 for place, score in places:
@@ -222,7 +219,7 @@ class Snapshot:
             vectors = self.embeddings if len(rows) == len(self.entries) else self.embeddings[rows]
             e1 = self.thresholds["E1"]
             least = np.array([e1 if self.entries[row].level == "E1" else _NO_THRESHOLD for row in rows], np.float64)
-            self._indexes[levels] = rows, least, ExactIndex(vectors)
+            self._indexes[levels] = rows, ExactIndex(vectors, least)
         return self._indexes[levels]
 
     def _hidden_from(self, question: str | Question | None) -> frozenset[int]:

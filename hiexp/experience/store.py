@@ -222,10 +222,27 @@ class HEK:
             self.database.insert_quarantine("reply", reason, None, None, body)
 
     def calibrate(self, texts: Sequence[str] | None = None, **options: Any) -> Calibration:
-        """Replace the thresholds: from ``texts``, or from the E1 titles in use; options of ``calibrate.calibrate``."""
+        """Replace the thresholds: from ``texts``, or from the E1 titles in use; options of ``calibrate.calibrate``.
+
+        An E1 threshold that came from search queries (:meth:`calibrate_search`) stays.
+        """
         source = "titles" if texts is None else "texts"
         texts = [entry.title for entry in self.entries("E1")] if texts is None else texts
-        calibration = calibration_module.calibrate(self.encoder, texts, source=source, **options)
+        old, new = self.calibration, calibration_module.calibrate(self.encoder, texts, source=source, **options)
+        if old.n_queries:
+            thresholds = {**new.thresholds, "E1": old.thresholds["E1"]}
+            new = replace(new, thresholds=thresholds, n_queries=old.n_queries)
+        return self._keep(new)
+
+    def calibrate_search(self, asked: Iterable[tuple[str, str]], **options: Any) -> Calibration:
+        """Take the E1 threshold from searches: (question, query) pairs, against the E1 titles in use.
+
+        Options of ``calibrate.calibrate_search``; too few queries or titles change nothing.
+        """
+        titles = [entry.title for entry in self.entries("E1")]
+        return self._keep(calibration_module.calibrate_search(self.calibration, self.encoder, titles, asked, **options))
+
+    def _keep(self, calibration: Calibration) -> Calibration:
         with self.transaction():
             self.database.set_meta("calibration", json.dumps(calibration.to_json()))
         return calibration

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hiexp.experience.calibrate import E1_BOUNDS, Calibration, calibrate
+from hiexp.experience.calibrate import E1_BOUNDS, Calibration, calibrate, calibrate_search
 from hiexp.experience.encoder import HashingEncoder
 from hiexp.experience.record import Experience
 from hiexp.experience.store import HEK
@@ -107,3 +107,56 @@ def test_a_quantile_outside_its_range():
         calibrate(ENCODER, TEXTS, e1_quantile=1.5)
     with pytest.raises(ValueError, match="E2: expected a quantile"):
         calibrate(ENCODER, TEXTS, cluster_quantiles={"E2": -0.1})
+
+
+SEARCHES = [(text, " ".join(text.split()[-3:])) for text in TEXTS]
+
+
+def test_the_search_threshold_is_a_quantile_of_queries_and_titles_of_other_questions():
+    before = calibrate(ENCODER, TEXTS)
+    after = calibrate_search(before, ENCODER, TEXTS, SEARCHES)
+    similarity = ENCODER.encode([query for _, query in SEARCHES]) @ ENCODER.encode(TEXTS).T
+    # All pairs but those of a query and its own question; 20,000 of them were drawn.
+    others = similarity[~np.eye(len(TEXTS), dtype=bool)]
+    assert after.thresholds["E1"] == pytest.approx(np.quantile(others, 0.99), abs=0.02)
+    assert after.n_queries == len({query for _, query in SEARCHES})
+    assert {**after.thresholds, "E1": 0} == {**before.thresholds, "E1": 0}
+    assert calibrate_search(before, ENCODER, TEXTS[::-1], SEARCHES[::-1]) == after
+
+
+def test_a_query_makes_no_pair_with_its_own_question():
+    # Every question asks for itself: with its own title the similarity would be 1 for one pair in 60.
+    titles = [f"{'abcdefghijklmnopqrstuvwxyz'[i % 26] * 9}{i}" for i in range(60)]
+    searches = [(title.upper(), title) for title in titles]
+    found = calibrate_search(calibrate(ENCODER, TEXTS), ENCODER, titles, searches, e1_quantile=1.0)
+    similarity = ENCODER.encode(titles) @ ENCODER.encode(titles).T
+    highest = np.clip(similarity[~np.eye(60, dtype=bool)].max(), *E1_BOUNDS)
+    assert found.thresholds["E1"] == pytest.approx(highest, abs=1e-5)
+
+
+def test_too_few_queries_change_nothing():
+    before = calibrate(ENCODER, TEXTS)
+    assert calibrate_search(before, ENCODER, TEXTS, SEARCHES[:20]) == before
+    assert calibrate_search(before, ENCODER, TEXTS[:20], SEARCHES) == before
+    with pytest.raises(ValueError, match="e1_quantile: expected a quantile"):
+        calibrate_search(before, ENCODER, TEXTS, SEARCHES, e1_quantile=2.0)
+    with pytest.raises(ValueError, match="encoder: expected 'hashing-v1-d64'"):
+        calibrate_search(before, HashingEncoder(32), TEXTS, SEARCHES)
+
+
+def test_the_search_threshold_survives_a_build_and_reopening(path, hek):
+    hek.add([lesson(i) for i in range(80)])
+    found = hek.calibrate_search([(f"When did play {i} open?", f"play {i} premiere") for i in range(80)])
+    assert found.n_queries == 80
+    hek.build_hierarchy()
+    assert hek.calibration.source == "titles"
+    hek.close()
+    with HEK.open(path) as again:
+        assert again.snapshot().thresholds["E1"] == found.thresholds["E1"]
+        assert again.calibration.n_queries == 80
+
+
+def test_files_from_before_queries_were_counted_are_read():
+    row = calibrate(ENCODER, TEXTS).to_json()
+    del row["n_queries"]
+    assert Calibration.from_json(row).n_queries == 0

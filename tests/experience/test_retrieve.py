@@ -78,14 +78,12 @@ entry_lists = st.lists(
     top_k=st.integers(1, 6),
     threshold=st.sampled_from([None, -1.0, 0.0, 0.5]),
     question=st.sampled_from([None, "q1", "q2"]),
-    faiss=st.booleans(),
+    coded=st.booleans(),
 )
 @settings(max_examples=150, deadline=None)
-def test_equals_brute_force(entries, texts, levels, top_k, threshold, question, faiss):
-    if faiss:
-        pytest.importorskip("faiss")
+def test_equals_brute_force(entries, texts, levels, top_k, threshold, question, coded):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index_module, "FAISS_MIN_ROWS", 1 if faiss else 10**9)
+        patch.setattr(index_module, "CODED_ROWS", 1 if coded else 10**9)
         snapshot = make_snapshot(entries)
         found = snapshot.retrieve_many(
             texts, level=levels, top_k=top_k, threshold=threshold, exclude_questions=[question] * len(texts)
@@ -95,16 +93,13 @@ def test_equals_brute_force(entries, texts, levels, top_k, threshold, question, 
         assert [(-hit.score, hit.experience.exp_id) for hit in hits] == expected
 
 
-@pytest.mark.parametrize("faiss", [False, True])
-def test_a_large_store_ranks_as_brute_force(faiss, monkeypatch):
-    if faiss:
-        pytest.importorskip("faiss")
-    monkeypatch.setattr(index_module, "FAISS_MIN_ROWS", 1 if faiss else 10**9)
+@pytest.mark.parametrize("coded", [False, True])
+def test_a_large_store_ranks_as_brute_force(coded, monkeypatch):
+    monkeypatch.setattr(index_module, "CODED_ROWS", 1 if coded else 10**9)
     rng = np.random.default_rng(0)
     words = [f"word{i}" for i in range(60)]
     entries = [Experience("E1", " ".join(rng.choice(words, 4)), "d", qa_groups=(f"q{i % 50}",)) for i in range(3000)]
     snapshot = make_snapshot(entries)
-    assert (snapshot._index(("E1", "E2", "E3"))[2]._faiss is not None) == faiss
     for i in range(20):
         text = " ".join(rng.choice(words, 4))
         hits = snapshot.retrieve(text, top_k=7, threshold=-1.0, exclude_question=f"q{i}")
