@@ -73,7 +73,10 @@ def test_checkpointing_keeps_a_fraction(model):
 
 
 def config(**stages):
-    base = {"task": {"train": "q.jsonl"}, "rollout": {"batch_rows": 5, "max_total_tokens": 40}}
+    base = {
+        "task": {"train": "q.jsonl"}, "rollout": {"batch_rows": 5, "max_total_tokens": 40},
+        "run": {"questions_per_step": 1 << 20},
+    }  # fmt: skip
     for stage, values in stages.items():
         base.setdefault(stage, {}).update(values)
     return TrainConfig.from_dict(base)
@@ -101,6 +104,8 @@ def test_the_cache_equals_the_real_one(model):
     real = sum(each.keys.nbytes + each.values.nbytes for each in cache.layers)
     told = estimate(model_shape(str(path)), config(), device="cpu")
     assert told.kv_cache == real
+    few = {"run": {"questions_per_step": 1}, "rollout": {"group_size": 3}, "evaluation": {"questions": 2}}
+    assert estimate(model_shape(str(path)), config(**few), device="cpu").kv_cache * 5 == real * 3
     assert estimate(model_shape(str(path)), config(rollout={"server": "http://h/v1"}), device="cpu").kv_cache == 0
 
 
