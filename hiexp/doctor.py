@@ -229,11 +229,16 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--memory", type=float, metavar="GIB", help="memory of the device that will run it (default: of this machine)"
     )
+    parser.add_argument(
+        "--shards", type=int, default=1, metavar="N", help="processes that share one model (FSDP, ZeRO-3); default 1"
+    )
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
     parser.set_defaults(func=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.shards < 1:
+        raise ValueError(f"--shards: expected at least 1, got {args.shards}")
     if args.config is not None:
         from hiexp.preflight.command import doctor_config
 

@@ -17,16 +17,17 @@ def doctor_config(args: argparse.Namespace) -> int:
     """``hiexp doctor CONFIG``; 1 where a check ended in an error."""
     from hiexp.rl.config import TrainConfig
 
-    checks = check_config(TrainConfig.from_yaml(args.config, args.set), args.memory)
+    checks = check_config(TrainConfig.from_yaml(args.config, args.set), args.memory, args.shards)
     print(as_json(checks) if args.json else as_text(checks))
     return int(any(check.status == "error" for check in checks))
 
 
-def check_config(config: TrainConfig, memory_gib: float | None = None) -> list[Check]:
+def check_config(config: TrainConfig, memory_gib: float | None = None, shards: int = 1) -> list[Check]:
     """Every check of ``config``, in the order in which a run would come to it.
 
     Args:
         memory_gib: memory of the device to compare the estimate with; None takes this machine's.
+        shards: processes over which the model is spread.
     """
     from hiexp.preflight.data import epoch_check, leak_checks, read_hek, read_questions, share_check
     from hiexp.preflight.services import directory_checks, plugin_checks, server_checks, tool_check
@@ -34,6 +35,8 @@ def check_config(config: TrainConfig, memory_gib: float | None = None) -> list[C
     from hiexp.rl.model import resolve_device
 
     device = resolve_device(config.model.device).type
+    if memory_gib is not None and config.model.device != "cpu":
+        device = "cuda"  # the machine that is asked about has a GPU, whatever this one has
     checks = setting_checks(config, device)
     training = read_questions(config, "train", checks)
     evaluation = read_questions(config, "evaluation", checks)
@@ -43,14 +46,19 @@ def check_config(config: TrainConfig, memory_gib: float | None = None) -> list[C
     shared = share_check(config, snapshot)
     checks += [] if shared is None else [shared]
     checks += leak_checks(training, evaluation, snapshot)
-    weights = _model(config, [*training, *evaluation], snapshot, device, memory_gib, checks)
+    weights = _model(config, [*training, *evaluation], snapshot, device, (memory_gib, shards), checks)
     checks.append(tool_check(config))
     checks += [*server_checks(config), *directory_checks(config, weights), *plugin_checks()]
     return checks
 
 
 def _model(
-    config: TrainConfig, questions: list[Any], snapshot: Any, device: str, memory_gib: float | None, checks: list[Check]
+    config: TrainConfig,
+    questions: list[Any],
+    snapshot: Any,
+    device: str,
+    machine: tuple[float | None, int],
+    checks: list[Check],
 ) -> int | None:
     """Checks of memory and lengths; returns the bytes of the weights, None where the model cannot be read."""
     from hiexp.preflight.lengths import length_checks
@@ -64,10 +72,11 @@ def _model(
         checks.append(Check("model", "error", str(error).splitlines()[0], "mend model.path, or fetch the model first"))
         return None
     checks.append(Check("model", "ok", f"{shape.parameters / 1e6:,.1f} M parameters, {config.model.dtype}"))
-    told = estimate(shape, config, device=device)
+    memory_gib, shards = machine
+    told = estimate(shape, config, device=device, shards=shards)
     checks.append(memory_check(told, device, memory_gib))
     checks += length_checks(config, tokenizer, questions, snapshot, shape.context)
-    return told.weights
+    return told.weights * shards
 
 
 def memory_check(told: MemoryEstimate, device: str, memory_gib: float | None) -> Check:

@@ -105,7 +105,8 @@ CASES = {
     ),
     "replay without record": ({"tool": {"kind": "replay"}}, "search", "error", "tool.record"),
     "server down": (
-        {"rollout": {"server": "http://127.0.0.1:1/v1"}, "model": {"context_length": 128}}, "server", "error", "no answer",
+        {"rollout": {"server": "http://127.0.0.1:1/v1"}, "model": {"context_length": 128}},
+        "server", "error", "no answer",
     ),
     "no HEK": ({"experience": {"hek": "absent.sqlite"}}, "HEK", "error", "absent.sqlite"),
     "share without HEK": ({"experience": {"experience_share": 0.5}}, "groups", "warn", "without experience.hek"),

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from hiexp.preflight.memory import activation_bytes, estimate, model_shape  # noqa: E402
+from hiexp.preflight.memory import activation_bytes, adapter_parameters, estimate, model_shape  # noqa: E402
 from hiexp.rl.config import TrainConfig  # noqa: E402
 
 SIZES = {
@@ -123,3 +123,17 @@ def test_a_model_without_the_usual_sizes_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bloom", "n_layer": 2, "hidden_size": 8}')
     with pytest.raises(ValueError, match=r"has no .*intermediate_size"):
         model_shape(str(tmp_path))
+
+
+def test_adapters_have_as_many_numbers_as_their_layers_ask_for(model):
+    policy, path = model
+    shape = model_shape(str(path))
+    linear = [each for name, each in policy.named_modules() if isinstance(each, torch.nn.Linear) and name != "lm_head"]
+    assert adapter_parameters(shape, 4) == sum(4 * (each.in_features + each.out_features) for each in linear)
+
+
+def test_shards_divide_what_is_static_alone(model):
+    shape = model_shape(str(model[1]))
+    one, four = (estimate(shape, config(), device="cpu", shards=n) for n in (1, 4))
+    assert four.static == pytest.approx(one.static / 4, rel=1e-4)
+    assert (four.rollouts, four.update) == (one.rollouts, one.update)
