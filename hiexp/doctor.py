@@ -217,12 +217,35 @@ def _is_editable() -> bool:
 def register(subparsers: Any) -> None:
     """Add ``hiexp doctor``."""
     parser = subparsers.add_parser(
-        "doctor", help="say what is installed, what runs where, what is wrong and how to mend it"
+        "doctor",
+        help="say what is installed, what runs where, what is wrong and how to mend it; or check one config",
+        description="Without CONFIG: look at this installation. With it: check memory, lengths, data, leaks, search, "
+        "server and directory of that run before it costs anything; exit code 1 on errors.",
     )
+    parser.add_argument("config", nargs="?", help="YAML file as for hiexp train")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting, e.g. run.dir=runs/b"
+    )
+    parser.add_argument(
+        "--memory", type=float, metavar="GIB", help="memory of the device that will run it (default: of this machine)"
+    )
+    parser.add_argument(
+        "--shards", type=int, default=1, metavar="N", help="processes that share one model (FSDP, ZeRO-3); default 1"
+    )
+    parser.add_argument("--json", action="store_true", help="print the checks as JSON")
     parser.set_defaults(func=_run)
 
 
-def _run(_: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> int:
+    if args.shards < 1:
+        raise ValueError(f"--shards: expected at least 1, got {args.shards}")
+    if args.config is not None:
+        from hiexp.preflight.command import doctor_config
+
+        return doctor_config(args)
+    unused = [flag for flag in ("set", "memory", "json") if getattr(args, flag)]
+    if unused:
+        raise ValueError(f"--{unused[0]}: expected a CONFIG beside it")
     result = diagnose()
     print(result)
     return 1 if result.findings else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from hiexp.rl.metrics import mean
 from hiexp.rl.reward import QuestionTask, check_rewards, score_rollouts
 from hiexp.tasks.data_sets import find_data_set
 from hiexp.tasks.judge import Answered, Judge
-from hiexp.tasks.qa import load_questions, repeated_texts
+from hiexp.tasks.qa import load_questions, repeated_texts, source_name, split_sources
 from hiexp.tasks.question import Question
 from hiexp.tasks.scorers import make_scorer
 from hiexp.tasks.statistics import bootstrap_interval, macro_interval, paired_difference, pass_at_k
@@ -133,7 +134,7 @@ def load_sets(config: TrainConfig, sources: Sequence[str], judged: bool) -> list
         DataError, ValueError: see :func:`hiexp.tasks.qa.load_questions`.
     """
     sets: list[EvalSet] = []
-    for source in sources:
+    for source, count in [part for joined in sources for part in split_sources(joined)]:
         named = find_data_set(source) if not Path(source).exists() else None
         task = replace(config.task, evaluation=source)
         if named is not None and named[1].kind != task.kind:
@@ -141,17 +142,16 @@ def load_sets(config: TrainConfig, sources: Sequence[str], judged: bool) -> list
         headline = task.metric if named is None else named[1].metric
         if headline == "judge" and not judged:
             headline = task.metric
-        questions = load_questions(source, task.evaluation_split, config.evaluation.questions)
+        questions = load_questions(
+            source, task.evaluation_split, min(count or sys.maxsize, config.evaluation.questions)
+        )
         scorer = make_scorer("math" if task.kind == "maths" else task.scorer)
-        name = _free_name(source if named is None else named[0], [one.name for one in sets])
+        name = source_name(source) if named is None else named[0]
+        if name in {one.name for one in sets}:
+            name = f"{name}_{len(sets) + 1}"
         where = source if named is None else named[1].source
         sets.append(EvalSet(name, where, questions, QuestionTask(questions, [], scorer, 0), task, headline))
     return sets
-
-
-def _free_name(source: str, taken: Sequence[str]) -> str:
-    name = Path(source.replace(":", "/")).name.split(".")[0]
-    return name if name not in taken else f"{name}_{len(taken) + 1}"
 
 
 def _by_question(arm: Arm) -> Values:

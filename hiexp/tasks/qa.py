@@ -2,7 +2,8 @@
 
 Sources: a ``.jsonl``/``.jsonl.gz``/``.json`` file; a name of the table in data_sets.py (``hotpotqa``); a folder or hub
 name that ``datasets`` can load, as ``owner/name``, ``owner/name:config`` or ``owner/name:path/in/repository.json``.
-Several are joined by `` + ``; ``SOURCE[:N]`` is the first N questions of one: ``train.jsonl + musique.jsonl[:8000]``.
+Several are joined by `` + ``, ids then begin with the name of their source (many sets count from ``dev_0``);
+``SOURCE[:N]`` is the first N questions of one: ``train.jsonl + musique[:8000]``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -99,20 +100,31 @@ def load_questions(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit: expected at least 1 or None, got {limit}")
-    questions = _unique(located for part in str(source).split(" + ") for located in _part(part.strip(), split))
+    parts = split_sources(source)
+    questions = _unique(located for part in parts for located in _part(*part, split, prefixed=len(parts) > 1))
     if seed is not None:
         questions = [questions[i] for i in np.random.default_rng(seed).permutation(len(questions))]
     return questions[:limit]
 
 
-def _part(source: str, split: str | None) -> Iterator[tuple[str, Question]]:
-    """Questions of one source, or of its first N where it ends in ``[:N]``."""
-    name, count = _FIRST.fullmatch(source).groups()  # type: ignore[union-attr]  # the pattern matches every string
-    return islice(_questions(_rows(name, split), _stem(name)), None if count is None else int(count))
+def split_sources(source: str | Path) -> list[tuple[str, int | None]]:
+    """The sources joined by `` + `` and how many questions each is to give: N of ``SOURCE[:N]``, else None for all."""
+    parts = []
+    for part in str(source).split(" + "):
+        match = _FIRST.fullmatch(part.strip())
+        assert match is not None  # the pattern matches every string
+        parts.append((match[1], None if match[2] is None else int(match[2])))
+    return parts
 
 
-def _stem(source: str | Path) -> str:
-    """Prefix of generated ids."""
+def _part(name: str, count: int | None, split: str | None, *, prefixed: bool) -> Iterator[tuple[str, Question]]:
+    stem = source_name(name)
+    for place, question in islice(_questions(_rows(name, split), stem), count):
+        yield place, replace(question, id=f"{stem}:{question.id}") if prefixed else question
+
+
+def source_name(source: str | Path) -> str:
+    """Short name of one source: prefix of generated ids, name of its table."""
     return Path(str(source).replace(":", "/")).name.split(".")[0]
 
 

@@ -138,3 +138,12 @@ def test_names_of_sets_stay_apart(evaluator, tmp_path):
     config = dataclasses.replace(TrainConfig(), task=one.config)
     source = str(tmp_path / "q.jsonl")
     assert [each.name for each in load_sets(config, [source, source, source], False)] == ["q", "q_2", "q_3"]
+
+
+def test_joined_sources_are_sets_of_their_own(evaluator, tmp_path):
+    _, one = evaluator(["without_hek"])
+    config = dataclasses.replace(TrainConfig(), task=one.config)
+    source = str(tmp_path / "q.jsonl")
+    sets = load_sets(config, [f"{source}[:2] + {source}"], False)
+    assert [(each.name, len(each.questions)) for each in sets] == [("q", 2), ("q_2", 3)]
+    assert sets[0].questions[0].id == "q0"

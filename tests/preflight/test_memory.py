@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from hiexp.preflight.memory import activation_bytes, estimate, model_shape  # noqa: E402
+from hiexp.preflight.memory import activation_bytes, adapter_parameters, estimate, model_shape  # noqa: E402
 from hiexp.rl.config import TrainConfig  # noqa: E402
 
 SIZES = {
@@ -73,7 +73,10 @@ def test_checkpointing_keeps_a_fraction(model):
 
 
 def config(**stages):
-    base = {"task": {"train": "q.jsonl"}, "rollout": {"batch_rows": 5, "max_total_tokens": 40}}
+    base = {
+        "task": {"train": "q.jsonl"}, "rollout": {"batch_rows": 5, "max_total_tokens": 40},
+        "run": {"questions_per_step": 1 << 20},
+    }  # fmt: skip
     for stage, values in stages.items():
         base.setdefault(stage, {}).update(values)
     return TrainConfig.from_dict(base)
@@ -101,6 +104,8 @@ def test_the_cache_equals_the_real_one(model):
     real = sum(each.keys.nbytes + each.values.nbytes for each in cache.layers)
     told = estimate(model_shape(str(path)), config(), device="cpu")
     assert told.kv_cache == real
+    few = {"run": {"questions_per_step": 1}, "rollout": {"group_size": 3}, "evaluation": {"questions": 2}}
+    assert estimate(model_shape(str(path)), config(**few), device="cpu").kv_cache * 5 == real * 3
     assert estimate(model_shape(str(path)), config(rollout={"server": "http://h/v1"}), device="cpu").kv_cache == 0
 
 
@@ -118,3 +123,17 @@ def test_a_model_without_the_usual_sizes_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bloom", "n_layer": 2, "hidden_size": 8}')
     with pytest.raises(ValueError, match=r"has no .*intermediate_size"):
         model_shape(str(tmp_path))
+
+
+def test_adapters_have_as_many_numbers_as_their_layers_ask_for(model):
+    policy, path = model
+    shape = model_shape(str(path))
+    linear = [each for name, each in policy.named_modules() if isinstance(each, torch.nn.Linear) and name != "lm_head"]
+    assert adapter_parameters(shape, 4) == sum(4 * (each.in_features + each.out_features) for each in linear)
+
+
+def test_shards_divide_what_is_static_alone(model):
+    shape = model_shape(str(model[1]))
+    one, four = (estimate(shape, config(), device="cpu", shards=n) for n in (1, 4))
+    assert four.static == pytest.approx(one.static / 4, rel=1e-4)
+    assert (four.rollouts, four.update) == (one.rollouts, one.update)

@@ -92,9 +92,10 @@ def test_limit_and_seed(tmp_path: Path) -> None:
 
 def test_several_sources_and_the_first_of_one(tmp_path: Path) -> None:
     a, b = questions_file(tmp_path / "a.jsonl", 3), write(tmp_path / "b.jsonl", [SCHEMAS["plain without id"][0]] * 4)
-    assert [q.id for q in load_questions(f"{a} + {b}[:2]")] == ["q0", "q1", "q2", "b-1", "b-2"]
-    assert [q.id for q in load_questions(f"{a}[:1] + {b}", limit=2)] == ["q0", "b-1"]
-    with pytest.raises(DataError, match=r"a\.jsonl:1: id 'q0' was used before, at .*a\.jsonl:1"):
+    assert [q.id for q in load_questions(f"{a} + {b}[:2]")] == ["a:q0", "a:q1", "a:q2", "b:b-1", "b:b-2"]
+    assert [q.id for q in load_questions(f"{a}[:1] + {b}", limit=2)] == ["a:q0", "b:b-1"]
+    assert [q.id for q in load_questions(f"{a}[:2]")] == ["q0", "q1"]
+    with pytest.raises(DataError, match=r"a\.jsonl:1: id 'a:q0' was used before, at .*a\.jsonl:1"):
         load_questions(f"{a}[:1] + {a}")
 
 

@@ -1,0 +1,120 @@
+"""What a run needs around it: the search tool, the model's server, a writable directory with room, other stacks."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hiexp.io import DataError
+from hiexp.preflight.check import Check, gib
+
+if TYPE_CHECKING:
+    from hiexp.rl.config import TrainConfig
+
+_ROWS = 1000  # passages read to see whether a corpus is one
+_STACKS = ("verl", "trl", "openrlhf", "skyrl", "slime")
+
+
+def tool_check(config: TrainConfig) -> Check:
+    """Whether the search tool answers, or the corpus is there and readable."""
+    tool = config.tool
+    if tool.kind == "none":
+        return Check("search", "ok", "none")
+    if tool.kind in ("bm25", "dense") and not getattr(tool, "index", None):
+        return _corpus(tool.corpus, tool.kind)
+    from hiexp.rl.setup import make_tool
+
+    try:
+        made = make_tool(tool)
+    except (ValueError, OSError, ImportError) as error:
+        mend = (
+            "start it (hiexp serve-retriever --corpus FILE), or mend tool.url" if tool.kind == "http" else "see tool.*"
+        )
+        return Check("search", "error", str(error), mend)
+    return Check("search", "ok", f"{tool.kind} answers ({getattr(made, 'identity', made.name)})")
+
+
+def _corpus(path: str, kind: str) -> Check:
+    from hiexp.agent.corpus import read_corpus
+
+    if not path:
+        return Check("search", "error", f"tool.kind {kind} without tool.corpus", "name a JSONL file of passages")
+    try:
+        read = sum(1 for _ in islice(read_corpus(path), _ROWS))
+    except (DataError, OSError) as error:
+        return Check("search", "error", str(error), "passages have the columns id, title and text, or id and contents")
+    size = Path(path).stat().st_size
+    # Its index is named by the hash of the file, so one of another corpus cannot be taken by mistake.
+    return Check("search", "ok", f"{kind} over {path}: {gib(size)}, the first {read:,} passages are readable")
+
+
+def server_checks(config: TrainConfig) -> list[Check]:
+    """Whether ``rollout.server`` samples tokens."""
+    if not config.rollout.server:
+        return []
+    from hiexp.agent.openai_server import OpenAIServer
+
+    model = config.rollout.server_model or config.model.path
+    try:
+        server = OpenAIServer(model, config.rollout.server, timeout_s=30.0, retries=0)
+        server.post("/completions", {"prompt": [1], "max_tokens": 1})
+    except (ValueError, OSError) as error:
+        return [Check("server", "error", str(error), f"start it (vllm serve {model}), or mend rollout.server")]
+    return [Check("server", "ok", f"{model} answers at {config.rollout.server}")]
+
+
+def directory_checks(config: TrainConfig, weights: int | None) -> list[Check]:
+    """Whether the run directory can be written, belongs to this config, and has room for its checkpoints."""
+    from hiexp.rl.run_directory import RunDirectory
+
+    path = Path(config.run.dir)
+    try:
+        RunDirectory(config)
+    except (ValueError, OSError) as error:
+        return [Check("run.dir", "error", str(error), "choose another run.dir, or restore the settings")]
+    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        return [Check("run.dir", "error", f"{there} cannot be written", "choose another run.dir")]
+    state = "continues the run there" if (path / "config.resolved.yaml").exists() else "a new run"
+    checks = [Check("run.dir", "ok", f"{path}: {state}")]
+    if weights is None:
+        return checks
+    # Weights and two moments each; besides the kept ones the best one, and one more while it is being written.
+    needed, free = 3 * weights * (config.run.keep_last + 2), shutil.disk_usage(there).free
+    text = f"{config.run.keep_last + 2} checkpoints take {gib(needed)}, {gib(free)} are free"
+    if needed > free:
+        checks.append(Check("disk", "error", text, "free some space, lower run.keep_last, or choose another run.dir"))
+    else:
+        checks.append(Check("disk", "ok", text))
+    return checks
+
+
+def plugin_checks() -> list[Check]:
+    """Whether the adapters for the training stacks that are installed here really load."""
+    checks = []
+    for stack in _STACKS:
+        if importlib.util.find_spec(stack) is None or importlib.util.find_spec("hiexp.integrations") is None:
+            continue
+        if importlib.util.find_spec(f"hiexp.integrations.{stack}") is None:
+            continue
+        version = importlib.metadata.version(stack)
+        try:
+            importlib.import_module(f"hiexp.integrations.{stack}")
+        except Exception as error:  # an adapter may fail in any way its stack can
+            checks.append(
+                Check(
+                    f"plug-in {stack}",
+                    "error",
+                    f"does not load with {stack} {version}: {type(error).__name__}: {error}",
+                    f"install a version of {stack} that docs/ names",
+                )
+            )
+        else:
+            checks.append(Check(f"plug-in {stack}", "ok", f"loads with {stack} {version}"))
+    return checks
