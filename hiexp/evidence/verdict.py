@@ -207,8 +207,22 @@ def _limits(summary: Summary) -> list[str]:
     return [
         f"{len(summary['seeds'])} seed(s): intervals are wide, and none is corrected for the number of comparisons.",
         f"Test rollouts that were shown a line with their own answer: {int(leaks)}.",
+        f"F1 and CEM differ from EM by at most {_metric_gap(summary):.3f} in any test of any seed: answers are one word.",
         "A tiny policy in a generated world, warm-started to read lessons: mechanisms, not any real model's accuracy.",
     ]
+
+
+def _metric_gap(summary: Summary) -> float:
+    """The largest difference between EM and another score in one test."""
+    gaps = [
+        abs(score - found[f"{key.removesuffix('.em')}.{other}"]["seeds"][seed])
+        for found in summary["arms"].values()
+        for key, values in found.items()
+        if key.endswith(".em")
+        for seed, score in values["seeds"].items()
+        for other in ("f1", "cem")
+    ]
+    return max(gaps, default=0.0)
 
 
 def _mean(summary: Summary, arm: str, key: str) -> float | None:
