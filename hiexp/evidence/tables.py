@@ -90,7 +90,7 @@ def _steadiness(summary: Summary) -> Body:
     keys = (
         ("advantage variance", "advantage_var", 3), ("its last 20%", "advantage_var_last", 3),
         ("zero-variance groups", "zero_variance_share", 2), ("their last 20%", "zero_variance_last", 2),
-        ("gradient norm", "grad_norm", 2), ("its CV", "grad_norm_cv", 2), ("KL to the start, without", "without.kl", 3),
+        ("gradient norm", "grad_norm", 2), ("its CV", "grad_norm_cv", 2), ("clipped tokens", "clip_fraction", 3), ("KL to the start, without", "without.kl", 3),
         ("KL, with HEK", "hek.kl", 3), ("searches per answer", "without.seen.searches", 2),
         ("repeated queries", "without.seen.duplicate_queries", 3), ("seconds of training", "seconds", 0),
     )  # fmt: skip

@@ -154,7 +154,15 @@ def _variants(summary: Summary) -> list[str]:
             found += _says(summary, f"{arm} against {BASELINE}, tested {label}", (arm, key), (BASELINE, key))
     for arm in (BASELINE, "all", "half"):
         for label, key in ENDPOINTS.items():
-            found += _says(summary, f"GSPO against GRPO, {arm}, tested {label}", (f"gspo-{arm}", key), (arm, key))
+            found += _says(
+                summary, f"GSPO against GRPO, 4 updates a step, {arm}, tested {label}", (f"gspo4-{arm}", key),
+                (f"grpo4-{arm}", key),
+            )  # fmt: skip
+        found += _says(
+            summary, f"Four updates a step against one, GRPO, {arm}, without HEK",
+            (f"grpo4-{arm}", "without.seen.em"),
+            (arm, "without.seen.em"),
+        )  # fmt: skip
     for arm in (UNTRAINED, BASELINE, "all", "half"):
         found += _says(
             summary,
@@ -207,7 +215,7 @@ def _limits(summary: Summary) -> list[str]:
     return [
         f"{len(summary['seeds'])} seed(s): intervals are wide, and none is corrected for the number of comparisons.",
         f"Test rollouts that were shown a line with their own answer: {int(leaks)}.",
-        f"F1 and CEM differ from EM by at most {_metric_gap(summary):.3f} in any test of any seed: answers are one word.",
+        f"F1 and CEM differ from EM by at most {_metric_gap(summary):.3f} in any test: answers are one word.",
         "A tiny policy in a generated world, warm-started to read lessons: mechanisms, not any real model's accuracy.",
     ]
 

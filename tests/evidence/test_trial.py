@@ -28,7 +28,8 @@ def rollout(
     question: Question, named: list[str], shown: list[tuple[str, int]] = (), queries: list[str] = ()
 ) -> Rollout:
     return Rollout(
-        rollout_id="r", question_id=question.id, question=question.text, token_ids=[], loss_mask=[], logprobs=[], spans=[],
+        rollout_id="r", question_id=question.id, question=question.text, token_ids=[], loss_mask=[], logprobs=[],
+        spans=[],
         injections=[Injection(line, 1, "E1" if turn else "E2", 1.0, turn, 0, 1) for line, turn in shown],
         tool_calls=[ToolCall(1, query, "ok", 0.0) for query in queries], snapshot_id=None, seed=0, policy_step=0,
         dialect="hiexp_compact", finish_reason="answer", answer="x", scores={"em": 1.0, "f1": 1.0, "cem": 1.0},
