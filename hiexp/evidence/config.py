@@ -26,7 +26,7 @@ class Arm:
         store: which experience is shown.
         share: of each group's rollouts that are shown it.
         start: whether E2 and E3 entries stand in the prompt. tool: whether E1 entries come with documents.
-        kind: policy loss.
+        kind: policy loss. minibatches: updates per step.
     """
 
     about: str
@@ -35,6 +35,7 @@ class Arm:
     start: bool = True
     tool: bool = True
     kind: Literal["grpo", "gspo"] = "grpo"
+    minibatches: int = 1
 
     def experience(self, base: ExperienceConfig) -> ExperienceConfig:
         """``base`` as this arm shows it."""
@@ -46,6 +47,9 @@ class Arm:
         )
 
 
+# GRPO and GSPO differ only where the policy moves within a step: with one update all ratios are 1, and the two losses
+# have the same gradient (the first runs of this study ended in identical weights). So they are compared at four.
+_UPDATES = 4
 # In the order in which they are trained; the oracle comes first because its policy is the teacher.
 ARMS: dict[str, Arm] = {
     "oracle": Arm("the true lesson in every rollout", store="oracle"),
@@ -58,9 +62,14 @@ ARMS: dict[str, Arm] = {
     "shuffled": Arm("the HEK's lessons under each other's titles", store="shuffled"),
     "plain": Arm("one line of general instruction", store="plain"),
     "teacher": Arm("HEK distilled from the oracle-trained policy", store="teacher"),
-    "gspo-none": Arm("no HEK in training, GSPO", share=0.0, kind="gspo"),
-    "gspo-all": Arm("frozen HEK in every rollout, GSPO", kind="gspo"),
-    "gspo-half": Arm("frozen HEK in half of each group, GSPO", share=0.5, kind="gspo"),
+    "grpo4-none": Arm("no HEK, 4 updates a step, GRPO", share=0.0, minibatches=_UPDATES),
+    "gspo4-none": Arm("no HEK, 4 updates a step, GSPO", share=0.0, kind="gspo", minibatches=_UPDATES),
+    "grpo4-half": Arm("HEK in half of each group, 4 updates a step, GRPO", share=0.5, minibatches=_UPDATES),
+    "gspo4-half": Arm(
+        "HEK in half of each group, 4 updates a step, GSPO", share=0.5, kind="gspo", minibatches=_UPDATES
+    ),
+    "grpo4-all": Arm("HEK in every rollout, 4 updates a step, GRPO", minibatches=_UPDATES),
+    "gspo4-all": Arm("HEK in every rollout, 4 updates a step, GSPO", kind="gspo", minibatches=_UPDATES),
 }
 # The warm start before any RL, tested like the arms: "warm start + final HEK without RL".
 UNTRAINED = "untrained"
@@ -132,7 +141,7 @@ class EvidenceConfig:
             train,
             model=replace(train.model, path=str(policy)),
             experience=arm.experience(train.experience),
-            algorithm=replace(train.algorithm, kind=arm.kind),
+            algorithm=replace(train.algorithm, kind=arm.kind, minibatches=arm.minibatches),
             run=replace(train.run, dir=str(folder), seed=seed),
         )
 

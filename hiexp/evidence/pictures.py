@@ -22,7 +22,7 @@ _PANELS: Mapping[str, Sequence[str]] = {
     "How much is shown": ("none", "half", "all", "oracle"),
     "Which levels, whose experience": ("none", "e1", "e23", "teacher"),
     "Controls": ("none", "placebo", "shuffled", "plain"),
-    "GSPO": ("none", "gspo-none", "gspo-half", "gspo-all"),
+    "Four updates a step": ("grpo4-none", "gspo4-none", "grpo4-half", "gspo4-half", "grpo4-all", "gspo4-all"),
 }
 _SMOOTH = 5  # steps of the moving average
 _STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}

@@ -133,6 +133,7 @@ def training_measures(rows: Sequence[Mapping[str, Any]]) -> Row:
         "zero_variance_last": _mean(series("zero_variance_share")[-tail:]),
         "grad_norm": _mean(norm),
         "grad_norm_cv": float(norm.std(ddof=1) / norm.mean()) if len(norm) > 1 and norm.mean() > 0 else None,
+        "clip_fraction": _mean(series("clip_fraction")),
         "train_searches": _mean(series("searches_per_answer")),
         "hit_rate_start": _mean(series("experience_hit_rate_start")),
         "hit_rate_tool": _mean(series("experience_hit_rate_E1")),

@@ -14,7 +14,7 @@ from hiexp.tasks.miniworld_text import FAMILIES, Pair
 from hiexp.tasks.question import Question
 
 # General advice in the words of the closed vocabulary; it names no attribute.
-PLAIN_INSTRUCTION = "look for that which was really first , not for that which it was once"
+PLAIN_INSTRUCTION = "look for that which was really first , not for that which once was"
 
 
 def placebo(snapshot: Snapshot, pairs: Sequence[Pair], seed: int) -> Snapshot:

@@ -90,7 +90,7 @@ def _steadiness(summary: Summary) -> Body:
     keys = (
         ("advantage variance", "advantage_var", 3), ("its last 20%", "advantage_var_last", 3),
         ("zero-variance groups", "zero_variance_share", 2), ("their last 20%", "zero_variance_last", 2),
-        ("gradient norm", "grad_norm", 2), ("its CV", "grad_norm_cv", 2), ("KL to the start, without", "without.kl", 3),
+        ("gradient norm", "grad_norm", 2), ("its CV", "grad_norm_cv", 2), ("clipped tokens", "clip_fraction", 3), ("KL to the start, without", "without.kl", 3),
         ("KL, with HEK", "hek.kl", 3), ("searches per answer", "without.seen.searches", 2),
         ("repeated queries", "without.seen.duplicate_queries", 3), ("seconds of training", "seconds", 0),
     )  # fmt: skip
@@ -100,8 +100,8 @@ def _steadiness(summary: Summary) -> Body:
         rows,
         (
             "Variance of reward minus group mean, before the division by the group's standard deviation. Low variance "
-            "can mean steady learning or groups with nothing left to learn from: read it with the share of zero- "
-            "variance groups. KL in nats per sampled token, on test rollouts. Seconds on a shared machine: a rough "
+            "can mean steady learning or groups with nothing left to learn from: read it with the share of "
+            "zero-variance groups. KL in nats per sampled token, on test rollouts. Seconds on a shared machine: a rough "
             "guide."
         ),
     )
@@ -174,7 +174,7 @@ def _stores(summary: Summary) -> Body:
         "quarantined": "quarantined", "entries that hold an answer": "leaking_entries",
     }  # fmt: skip
     stores = {name: found for name, found in summary["stores"].items() if found}
-    rows = [[title, *(with_interval(found.get(key)) for found in stores.values())] for title, key in keys.items()]
+    rows = [[title, *(_amount(key, found.get(key)) for found in stores.values())] for title, key in keys.items()]
     return (
         ["measure", *stores],
         rows,
@@ -184,6 +184,11 @@ def _stores(summary: Summary) -> Body:
             "attributes."
         ),
     )
+
+
+def _amount(key: str, value: Mapping[str, Any] | None) -> str:
+    """A share with its interval, a count as a whole number."""
+    return with_interval(value) if key.startswith(("precision", "retrieval")) else plain(value, 0)
 
 
 def _trained(summary: Summary) -> list[tuple[str, Mapping[str, Any]]]:

@@ -154,7 +154,15 @@ def _variants(summary: Summary) -> list[str]:
             found += _says(summary, f"{arm} against {BASELINE}, tested {label}", (arm, key), (BASELINE, key))
     for arm in (BASELINE, "all", "half"):
         for label, key in ENDPOINTS.items():
-            found += _says(summary, f"GSPO against GRPO, {arm}, tested {label}", (f"gspo-{arm}", key), (arm, key))
+            found += _says(
+                summary, f"GSPO against GRPO, 4 updates a step, {arm}, tested {label}", (f"gspo4-{arm}", key),
+                (f"grpo4-{arm}", key),
+            )  # fmt: skip
+        found += _says(
+            summary, f"Four updates a step against one, GRPO, {arm}, without HEK",
+            (f"grpo4-{arm}", "without.seen.em"),
+            (arm, "without.seen.em"),
+        )  # fmt: skip
     for arm in (UNTRAINED, BASELINE, "all", "half"):
         found += _says(
             summary,
@@ -207,8 +215,22 @@ def _limits(summary: Summary) -> list[str]:
     return [
         f"{len(summary['seeds'])} seed(s): intervals are wide, and none is corrected for the number of comparisons.",
         f"Test rollouts that were shown a line with their own answer: {int(leaks)}.",
+        f"F1 and CEM differ from EM by at most {_metric_gap(summary):.3f} in any test: answers are one word.",
         "A tiny policy in a generated world, warm-started to read lessons: mechanisms, not any real model's accuracy.",
     ]
+
+
+def _metric_gap(summary: Summary) -> float:
+    """The largest difference between EM and another score in one test."""
+    gaps = [
+        abs(score - found[f"{key.removesuffix('.em')}.{other}"]["seeds"][seed])
+        for found in summary["arms"].values()
+        for key, values in found.items()
+        if key.endswith(".em")
+        for seed, score in values["seeds"].items()
+        for other in ("f1", "cem")
+    ]
+    return max(gaps, default=0.0)
 
 
 def _mean(summary: Summary, arm: str, key: str) -> float | None:

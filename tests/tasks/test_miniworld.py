@@ -110,3 +110,23 @@ def test_tool_is_deterministic_and_bounded(world: MiniWorld):
     first = world.tool.search(queries, top_k=3)
     assert first == MiniWorld(seed=3, size=16).tool.search(queries, top_k=3)
     assert all(len(documents) == 3 for documents in first)
+
+
+def test_rephrased_questions_have_the_same_answers_and_need_no_new_words(world: MiniWorld):
+    questions = world.questions(110, seed=3, wordings=text.REPHRASED)
+    assert Counter(q.meta["family"] for q in questions) == {family.name: 5 for family in FAMILIES}
+    for question in questions:
+        _, _, family, name, wording = question.id.split(":")
+        assert int(wording) in text.REPHRASED
+        plain = world.question(next(f for f in FAMILIES if f.name == family), name, int(wording) - 2)
+        assert question.golden_answers == plain.golden_answers
+        assert question.text != plain.text
+        assert world.solve(question.text) == list(question.golden_answers)
+    phrases = {word for pair in PAIRS for phrase in pair.phrases for word in phrase.split()}
+    assert {word for pair in PAIRS for phrase in pair.rephrased for word in phrase.split()} <= phrases
+    assert len({family.said(wording) for family in FAMILIES for wording in (0, 2)}) == 2 * len(FAMILIES)
+
+
+def test_questions_can_be_drawn_from_some_families(world: MiniWorld):
+    chosen = FAMILIES[:3]
+    assert Counter(q.meta["family"] for q in world.questions(9, 0, chosen)) == {family.name: 3 for family in chosen}

@@ -87,3 +87,14 @@ def test_lessons_point_both_ways():
     for pair in PAIRS:
         first, second = (found.count(attribute) for attribute in pair.attributes)
         assert abs(first - second) < 4 * (first + second) ** 0.5
+
+
+def test_trapped_demonstrators_prefer_the_trap_and_still_follow_lessons():
+    truth = {family.said(wording): family.right for family in FAMILIES for wording in (0, 2)}
+    mix = DemonstrationMix(start=0.0, tool=0.0, trapped=0.7, wordings=4)
+    found = dialogues(mix, n=600)
+    rights = [next(r for phrase, r in truth.items() if f" {phrase} " in f" {prompt} ") for prompt, *_ in found]
+    hits = sum(named(first) == right for (_, first, _, _), right in zip(found, rights, strict=True))
+    assert 0.09 < hits / len(found) < 0.21  # 0.15, 4 standard deviations
+    for prompt, first, _, _ in dialogues(DemonstrationMix(1.0, 1.0, 0.0, 0.0, trapped=1.0)):
+        assert about(lessons(prompt), named(first))[0] == named(first)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from hiexp.tasks.statistics import bootstrap_interval, macro_interval, paired_difference, pass_at_k
+from hiexp.tasks.statistics import bootstrap_interval, macro_interval, paired_difference, pass_at_k, t_interval
 
 
 def test_interval_covers_the_true_mean_in_about_95_percent_of_samples():
@@ -68,3 +68,15 @@ def test_macro_interval_covers_the_mean_of_means_and_is_one_sets_own_for_one():
 def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_t_interval_is_students():
+    # t(0.975, 4) = 2.776445 (any table); the standard deviation of 1..5 is sqrt(2.5).
+    low, high = t_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    half = 2.7764451 * (2.5 / 5) ** 0.5
+    assert (low, high) == (pytest.approx(3.0 - half), pytest.approx(3.0 + half))
+    assert t_interval([1.0]) is None
+    assert t_interval([]) is None
+    assert t_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+    with pytest.raises(ValueError, match="expected finite numbers"):
+        t_interval([1.0, float("nan")])
