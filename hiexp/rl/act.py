@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,27 @@ from hiexp.tasks.question import Question
 if TYPE_CHECKING:
     from hiexp.agent.tools import Tool
     from hiexp.experience.retrieve import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class ActedStep:
+    """What acting gives to learning: N rollouts in rows of whole groups, with their rewards.
+
+    Attributes:
+        questions: N questions, row i's own.
+        rollouts: N rollouts, scored.
+        rewards: (N,) float64, NaN where the scorer gave NaN.
+        groups: (N,) int64, rows of one question share a number.
+        with_experience: N booleans, whether the row was allowed experience.
+        seconds: wall time by metric name (``seconds_rollout``, ``seconds_score``).
+    """
+
+    questions: Sequence[Question]
+    rollouts: list[Rollout]
+    rewards: np.ndarray[Any, Any]
+    groups: np.ndarray[Any, Any]
+    with_experience: Sequence[bool]
+    seconds: dict[str, float]
 
 
 class Actor:

@@ -24,7 +24,7 @@ from hiexp.agent.engine import Sampling
 from hiexp.agent.engine_transformers import TransformersEngine
 from hiexp.agent.record import Rollout
 from hiexp.ops.group_advantage import group_advantage
-from hiexp.rl.act import Actor, rollout_seed
+from hiexp.rl.act import ActedStep, Actor, rollout_seed
 from hiexp.rl.batch import trainable
 from hiexp.rl.checkpoint import Checkpoints
 from hiexp.rl.config import TrainConfig
@@ -162,6 +162,19 @@ class GRPOTrainer:
     def _step(self, step: int) -> dict[str, Any]:
         """One training step; returns its metrics."""
         begin = time.perf_counter()
+        acted = self._act(step)
+        learning = time.perf_counter()
+        metrics = self._learn(acted, step)
+        end = time.perf_counter()
+        return {
+            "step": step, **reward_metrics(acted.rewards, acted.groups, acted.with_experience), **metrics,
+            **rollout_metrics(acted.rollouts, acted.with_experience), **snapshot_metrics(self.snapshot),
+            **acted.seconds, "seconds_update": end - learning, "seconds_step": end - begin,
+        }  # fmt: skip
+
+    def _act(self, step: int) -> ActedStep:
+        """Rollouts of the current weights on the questions of ``step``, judged and written to the run directory."""
+        begin = time.perf_counter()
         config = self.config
         batch = self.task.training(step, config.run.questions_per_step)
         size = config.rollout.group_size
@@ -186,27 +199,19 @@ class GRPOTrainer:
         rewards = score_rollouts(rollouts, questions, self.task, config.task.metric, config.task.malformed_reward)
         self.directory.write_rollouts(step, rollouts)
         check_rewards(rewards, rollouts, config.algorithm.nan_reward)
-        scored = time.perf_counter()
-        metrics = self._learn(rollouts, rewards, groups, step)
-        end = time.perf_counter()
-        return {
-            "step": step, **reward_metrics(rewards, groups, with_experience), **metrics,
-            **rollout_metrics(rollouts, with_experience), **snapshot_metrics(self.snapshot),
-            "seconds_rollout": acted - begin, "seconds_score": scored - acted, "seconds_update": end - scored,
-            "seconds_step": end - begin,
-        }  # fmt: skip
+        seconds = {"seconds_rollout": acted - begin, "seconds_score": time.perf_counter() - acted}
+        return ActedStep(questions, rollouts, rewards, groups, with_experience, seconds)
 
-    def _learn(
-        self, rollouts: list[Rollout], rewards: np.ndarray[Any, Any], groups: np.ndarray[Any, Any], step: int
-    ) -> dict[str, Any]:
+    def _learn(self, acted: ActedStep, step: int) -> dict[str, Any]:
         """Advantages and update; zero-variance groups, NaN rewards and rollouts without sampled tokens stay out."""
         settings = self.config.algorithm
-        result = group_advantage(rewards, groups, preset=settings.advantage_preset, nan=settings.nan_reward)
+        rewards = acted.rewards
+        result = group_advantage(rewards, acted.groups, preset=settings.advantage_preset, nan=settings.nan_reward)
         out = np.asarray(result.zero_variance) | np.isnan(rewards)
-        trained = [i for i, rollout in enumerate(rollouts) if not out[i] and trainable(rollout)]
+        trained = [i for i, rollout in enumerate(acted.rollouts) if not out[i] and trainable(rollout)]
         self.model.train(self.config.model.gradient_checkpointing)
         try:
-            return self._update.run(rollouts, np.asarray(result.advantages), trained, step)
+            return self._update.run(acted.rollouts, np.asarray(result.advantages), trained, step)
         finally:
             self.model.eval()
 
