@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from hiexp.agent.engine import Generation, Session
+from hiexp.agent.engine import Generation, Session, generate
 from hiexp.agent.protocol import Action, get_dialect
 from hiexp.agent.record import FinishReason, Injection, Rollout, Span, SpanKind, ToolCall
 from hiexp.agent.tools import ToolResult, call_tool
@@ -169,7 +169,7 @@ class Conversations:
     def _turn(self, session: Session, active: list[int], turn: int) -> list[int]:
         """Sample a turn of the rows ``active``, carry out their searches; return the rows that go on."""
         limits = [min(self.agent.max_new_tokens, self.limit - len(self.rows[place].token_ids)) for place in active]
-        generations = session.generate(active, limits, self.dialect.stop, self.agent.sampling)
+        generations = generate(session, active, limits, self.dialect.stop, self.agent.sampling)
         searches: list[tuple[int, str]] = []
         for place, generation in zip(active, generations, strict=True):
             action = self._take(self.rows[place], generation)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hiexp.agent.engine import Generation
+from hiexp.agent.engine import EngineError, Generation
 from hiexp.agent.protocol import COMPACT_TAGS, COMPACT_WORDS
 from hiexp.agent.tools import Document
 
@@ -37,20 +37,43 @@ class WordTokenizer:
 
 
 class ScriptedEngine:
-    """Says given token ids: ``script[row]`` is a list of turns; a turn longer than its limit is cut."""
+    """Says given token ids: ``script[row]`` is a list of turns; a turn longer than its limit is cut.
 
-    def __init__(self, tokenizer, script, context_length=400):
+    ``order`` chooses which of the turns under way end together: a function from their number to how many. ``dies``:
+    calls of ``finished`` that raise EngineError instead, counted from 0 over the engine's life.
+    """
+
+    def __init__(self, tokenizer, script, context_length=400, order=lambda count: count, dies=()):
         self.tokenizer, self.script, self.context_length = tokenizer, script, context_length
-        self.prompts, self.extended = [], []
+        self.order, self.dies = order, set(dies)
+        self.prompts, self.extended, self.opened, self.asked = [], [], [], 0
+        self.released, self.most = set(), 0
 
-    def open(self, prompts, seeds):
+    def open(self, prompts, seeds, drawn=None):
         self.prompts = [list(prompt) for prompt in prompts]
         self.rows = [list(prompt) for prompt in prompts]
-        self.turns = [0] * len(prompts)
+        self.opened.append(([list(prompt) for prompt in prompts], list(seeds), drawn))
+        self.turns, self.queue, self.released = [0] * len(prompts), [], set()
         return self
 
-    def generate(self, rows, max_new_tokens, stop, sampling):
-        return [self._turn(row, limit) for row, limit in zip(rows, max_new_tokens, strict=True)]
+    def start(self, rows, max_new_tokens, stop, sampling):
+        busy = {row for row, _ in self.queue} | self.released
+        assert len(set(rows)) == len(rows)
+        assert not busy & set(rows)
+        self.queue += zip(rows, max_new_tokens, strict=True)
+        self.most = max(self.most, len(self.queue))
+
+    def finished(self, block=True):
+        self.asked += 1
+        if self.asked - 1 in self.dies:
+            raise EngineError("the engine died")
+        count = max(1, self.order(len(self.queue)))
+        ended, self.queue = self.queue[:count], self.queue[count:]
+        return [(row, self._turn(row, limit)) for row, limit in ended]
+
+    def release(self, rows):
+        self.released |= set(rows)
+        self.queue = [item for item in self.queue if item[0] not in self.released]
 
     def _turn(self, row, limit):
         turns = self.script[row % len(self.script)]

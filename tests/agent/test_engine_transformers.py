@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hiexp.agent.engine import Sampling  # noqa: E402
+from hiexp.agent.engine import Sampling, generate  # noqa: E402
 from hiexp.agent.engine_transformers import TransformersEngine  # noqa: E402
 
 NAMES = ["llama", "qwen2", "mistral", "qwen2-windowed", "tiny"]
@@ -39,7 +39,7 @@ def play(engine, prompts, seeds, turns=3, limit=12, sampling=Sampling()):  # noq
     for turn in range(turns):
         starts = [len(session.tokens[row]) for row in rows]
         limits = [limit + (seeds[row] * 7 + turn * 3) % 5 for row in rows]
-        for row, start, said in zip(rows, starts, session.generate(rows, limits, OFTEN, sampling), strict=True):
+        for row, start, said in zip(rows, starts, generate(session, rows, limits, OFTEN, sampling), strict=True):
             sampled[row].append((start, said))
         rows = [row for row in rows if (seeds[row] + turn) % 4 and sampled[row][-1][1].finish_reason == "stop"]
         session.extend(rows, [[5 + (seeds[row] + i) % 20 for i in range(1 + seeds[row] % 5)] for row in rows])
@@ -53,8 +53,6 @@ def test_turns_with_holes_equal_rescoring_from_scratch(tiny_models, fast_tokeniz
     session, sampled = play(engine, prompts, list(range(40)), sampling=Sampling(temperature=temperature))
     tokens = session.tokens
     assert sum(len(turns) == 3 for turns in sampled) > 3
-    if not engine.windowed:
-        assert session._batch.slots > session._batch.lengths.max() + 5  # every row has holes
     for row, turns in enumerate(sampled):
         truth = rescored(tiny_models[name], tokens[row], temperature)
         for start, said in turns:
@@ -76,7 +74,7 @@ def test_samples_do_not_depend_on_the_batch(tiny_models, fast_tokenizer, name, t
 
 def test_seed_decides_the_sample(tiny_models, fast_tokenizer):
     engine = TransformersEngine(tiny_models["llama"], fast_tokenizer)
-    said = engine.open([[7, 8, 9]] * 30, list(range(30))).generate(range(30), [6] * 30, (), Sampling())
+    said = generate(engine.open([[7, 8, 9]] * 30, list(range(30))), range(30), [6] * 30, (), Sampling())
     assert len({tuple(generation.token_ids) for generation in said}) > 15
 
 
@@ -85,7 +83,7 @@ def test_greedy_equals_generate_of_transformers(tiny_models, fast_tokenizer, nam
     model = tiny_models[name]
     prompts = prompts_of(6, len(fast_tokenizer), seed=1)
     engine = TransformersEngine(model, fast_tokenizer)
-    said = engine.open(prompts, [0] * 6).generate(range(6), [20] * 6, (), Sampling(temperature=0.0))
+    said = generate(engine.open(prompts, [0] * 6), range(6), [20] * 6, (), Sampling(temperature=0.0))
     for prompt, generation in zip(prompts, said, strict=True):
         ids = torch.tensor([prompt])
         want = model.generate(
@@ -100,11 +98,11 @@ def test_rows_that_left_the_batch_can_come_back(tiny_models, fast_tokenizer):
     prompts = prompts_of(4, len(fast_tokenizer))
     session = engine.open(prompts, [1, 2, 3, 4])
     for rows in ([0, 1, 2, 3], [1], [3, 0], [0, 1, 2, 3]):
-        session.generate(rows, [3] * len(rows), (), Sampling())
+        generate(session, rows, [3] * len(rows), (), Sampling())
     other = engine.open(prompts, [1, 2, 3, 4])
     for row, turns in enumerate((3, 3, 2, 3)):
         for _ in range(turns):
-            other.generate([row], [3], (), Sampling())
+            generate(other, [row], [3], (), Sampling())
     assert session.tokens == other.tokens
 
 
@@ -122,7 +120,7 @@ def test_finish_reasons_and_limits(tiny_models, fast_tokenizer):
     engine = TransformersEngine(tiny_models["llama"], fast_tokenizer, context_length=30)
     prompts = prompts_of(64, len(fast_tokenizer), seed=3)
     limits = [i % 12 for i in range(64)]
-    said = engine.open(prompts, list(range(64))).generate(range(64), limits, STOP, Sampling(temperature=1.5))
+    said = generate(engine.open(prompts, list(range(64))), range(64), limits, STOP, Sampling(temperature=1.5))
     seen = set()
     for prompt, limit, generation in zip(prompts, limits, said, strict=True):
         count = len(generation.token_ids)
@@ -142,7 +140,7 @@ def test_finish_reasons_and_limits(tiny_models, fast_tokenizer):
 def test_context_ends_a_row(tiny_models, fast_tokenizer):
     engine = TransformersEngine(tiny_models["llama"], fast_tokenizer, context_length=8)
     session = engine.open([[5, 6, 7], [5] * 8], [0, 1])
-    first, full = session.generate([0, 1], [50, 50], (), Sampling(temperature=0.0))
+    first, full = generate(session, [0, 1], [50, 50], (), Sampling(temperature=0.0))
     if first.finish_reason == "context":
         assert len(session.tokens[0]) == 8
     assert (full.token_ids, full.finish_reason) == ([], "context")
@@ -156,7 +154,7 @@ def test_context_ends_a_row(tiny_models, fast_tokenizer):
         (lambda engine: engine.open([[]], [0]), r"prompts\[0\]: expected 1 to 128 tokens .context., got 0"),
         (lambda engine: engine.open([[5] * 129], [0]), r"prompts\[0\]: expected 1 to 128 tokens .context., got 129"),
         (lambda engine: engine.open([[5]], []), "seeds: expected one per prompt"),
-        (lambda engine: engine.open([[5]], [0]).generate([0, 0], [1, 1], (), Sampling()), "distinct rows"),
+        (lambda engine: generate(engine.open([[5]], [0]), [0, 0], [1, 1], (), Sampling()), "distinct rows"),
         (
             lambda engine: TransformersEngine(engine.model, None, context_length=500),
             "context_length: expected 1 to 128",
@@ -179,14 +177,14 @@ def test_diverged_weights_give_an_error_not_garbage(tiny_models, fast_tokenizer)
     model = copy.deepcopy(tiny_models["llama"])
     model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="not finite"):
-        TransformersEngine(model, fast_tokenizer).open([[5, 6]], [0]).generate([0], [4], (), Sampling())
+        generate(TransformersEngine(model, fast_tokenizer).open([[5, 6]], [0]), [0], [4], (), Sampling())
 
 
 def test_training_mode_and_gradients_are_left_alone(tiny_models, fast_tokenizer):
     model = tiny_models["llama"].train()
     try:
         session = TransformersEngine(model, fast_tokenizer).open([[5, 6]], [0])
-        session.generate([0], [4], (), Sampling())
+        generate(session, [0], [4], (), Sampling())
         assert model.training
         assert model(input_ids=torch.tensor([[5, 6]])).logits.requires_grad
     finally:

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hiexp.agent.engine import Sampling  # noqa: E402
+from hiexp.agent.engine import Sampling, generate  # noqa: E402
 from hiexp.agent.engine_openai import OpenAIEngine  # noqa: E402
 from hiexp.agent.engine_transformers import TransformersEngine  # noqa: E402
 from hiexp.agent.http_json import ServiceError  # noqa: E402
@@ -63,8 +63,8 @@ def completions(engine):
         assert body["include_stop_str_in_output"]
         with lock:
             session = engine.open([body["prompt"]], [body["seed"]])
-            said = session.generate(
-                [0], [body["max_tokens"]], tuple(body["stop"]), Sampling(body["temperature"], body["top_p"])
+            said = generate(
+                session, [0], [body["max_tokens"]], tuple(body["stop"]), Sampling(body["temperature"], body["top_p"])
             )[0]
         reason = "length" if said.finish_reason in ("length", "context") else "stop"
         choice = {
@@ -89,7 +89,7 @@ def test_greedy_turns_equal_the_engine_in_process(serve, local, fast_tokenizer):
     sessions = [engine.open(prompts, list(range(8))) for engine in (local, remote)]
     for _ in range(4):  # into the limit of the context
         room = [row for row in range(8) if len(sessions[0].tokens[row]) < 38]
-        said = [session.generate(room, [12] * len(room), STOP, GREEDY) for session in sessions]
+        said = [generate(session, room, [12] * len(room), STOP, GREEDY) for session in sessions]
         for one, other in zip(*said, strict=True):
             assert (one.token_ids, one.finish_reason) == (other.token_ids, other.finish_reason)
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
@@ -120,7 +120,7 @@ def test_groups_are_cut_where_their_brace_closes(serve, fast_tokenizer):
     choice = {"token_ids": said, "logprobs": {"token_logprobs": [-1.0] * 9}, "finish_reason": "length"}
     server, client = serve(lambda path, body: (200, {"choices": [choice]}))
     session = OpenAIEngine(client, Tokenizer(), 100).open([[1]], [0])
-    (generation,) = session.generate([0], [9], ("\\boxed{}", "stop!"), Sampling())
+    (generation,) = generate(session, [0], [9], ("\\boxed{}", "stop!"), Sampling())
     assert generation.token_ids == said[:7]
     assert generation.finish_reason == "stop"
     assert session.tokens == [[1, *said[:7]]]
@@ -131,7 +131,7 @@ def test_seeds_differ_by_row_and_turn(serve, local, fast_tokenizer):
     server, client = serve(completions(local))
     session = OpenAIEngine(client, fast_tokenizer, 40).open([[5, 6], [5, 6]], [1, 2])
     for _ in range(2):
-        session.generate([0, 1], [3, 3], (), Sampling())
+        generate(session, [0, 1], [3, 3], (), Sampling())
     seeds = [body["seed"] for _, body, _ in server.requests]
     assert len(set(seeds)) == 4
     assert all(0 <= seed < 2**31 for seed in seeds)
@@ -140,7 +140,7 @@ def test_seeds_differ_by_row_and_turn(serve, local, fast_tokenizer):
 def test_full_rows_ask_nothing(serve, local, fast_tokenizer):
     server, client = serve(completions(local))
     session = OpenAIEngine(client, fast_tokenizer, 3).open([[5, 6, 7], [5]], [1, 2])
-    full, other = session.generate([0, 1], [4, 0], (), Sampling())
+    full, other = generate(session, [0, 1], [4, 0], (), Sampling())
     assert (full.token_ids, full.finish_reason) == ([], "context")
     assert (other.token_ids, other.finish_reason) == ([], "length")
     assert not server.requests
@@ -161,7 +161,7 @@ def test_answers_of_another_schema_are_named(serve, fast_tokenizer, reply, words
     _, client = serve(lambda path, body: (200, reply))
     session = OpenAIEngine(client, fast_tokenizer, 40).open([[5]], [0])
     with pytest.raises(ServiceError) as caught:
-        session.generate([0], [4], (), Sampling())
+        generate(session, [0], [4], (), Sampling())
     for word in [client.url, *words]:
         assert word in str(caught.value)
     assert session.tokens == [[5]]  # a failed turn leaves the row as it was
