@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hiexp.agent.engine import EngineError, Sampling
-from hiexp.agent.engine import generate as new_generate
-
-
-def generate(session, *args):  # SHIM
-    return session.generate(*args) if hasattr(session, "generate") else new_generate(session, *args)
-
+from hiexp.agent.engine import EngineError, Sampling, generate
 
 PROMPTS = [[1, 5, 9, 200, 33], [1, 40], [1, *range(100, 170)], [7, 7, 7, 250]]
 SEEDS = [11, 12, 13, 14]
@@ -18,7 +12,7 @@ ROWS = range(4)
 
 
 def turns(engine, sampling, limits=(20, 12, 30, 1), stop=(), prompts=PROMPTS, drawn=None):
-    session = engine.open(prompts, SEEDS[: len(prompts)], *([] if drawn is None else [drawn]))  # SHIM
+    session = engine.open(prompts, SEEDS[: len(prompts)], drawn)
     return generate(session, range(len(prompts)), limits[: len(prompts)], stop, sampling)
 
 
