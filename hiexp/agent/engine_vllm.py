@@ -8,7 +8,7 @@ runs in the calling process, on one device; vLLM sets the global random state an
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,7 @@ class VllmEngine:
         context_length: limit of prompt plus response in tokens; None takes the model's own.
         dtype: of weights and activations, ``"float32"`` or ``"bfloat16"``.
         cache_gib: memory for keys and values.
+        random_weights: do not read the weights; a trainer gives them by :meth:`load_weights`.
 
     ``prompt_tokens`` and ``cached_tokens`` count what the turns' prompts held and how much of it was in the prefix
     cache.
@@ -50,6 +51,7 @@ class VllmEngine:
         context_length: int | None = None,
         dtype: str = "float32",
         cache_gib: float = 4.0,
+        random_weights: bool = False,
     ) -> None:
         if not cache_gib > 0:
             raise ValueError(f"cache_gib: expected a positive number of GiB, got {cache_gib}")
@@ -60,11 +62,15 @@ class VllmEngine:
         self._turns: dict[str, _Turn] = {}
         self._count = 0
         self._rules: dict[tuple[str, ...], StopRule] = {}
-        self._llm = self._start(model, context_length, dtype, int(cache_gib * 2**30))
+        weights = "dummy" if random_weights else "auto"
+        self._llm = self._start(model, context_length, dtype, int(cache_gib * 2**30), weights)
         self._engine = self._llm.llm_engine
-        self.context_length = int(self._engine.model_config.max_model_len)
+        config = self._engine.model_config
+        self.context_length, self._vocabulary = int(config.max_model_len), int(config.get_vocab_size())
+        declared = (config.try_get_generation_config() or {}).get("eos_token_id")
+        self._declared_eos = {declared} if isinstance(declared, int) else set(declared or ())
 
-    def _start(self, model: str, context_length: int | None, dtype: str, cache_bytes: int) -> Any:
+    def _start(self, model: str, context_length: int | None, dtype: str, cache_bytes: int, weights: str) -> Any:
         from hiexp.agent.vllm_sampling import DrawProcessor
 
         cpu = self._vllm.platforms.current_platform.is_cpu()
@@ -73,7 +79,7 @@ class VllmEngine:
         with _environment(_SETTINGS):
             try:
                 return self._vllm.LLM(
-                    model, skip_tokenizer_init=True, dtype=dtype, max_model_len=context_length,
+                    model, skip_tokenizer_init=True, load_format=weights, dtype=dtype, max_model_len=context_length,
                     kv_cache_memory_bytes=cache_bytes, enable_prefix_caching=True, generation_config="vllm",
                     logprobs_mode="raw_logprobs", async_scheduling=False, logits_processors=[DrawProcessor], **device,
                 )  # fmt: skip
@@ -95,11 +101,8 @@ class VllmEngine:
         """The compiled stop rule of these strings."""
         key = tuple(stop)
         if key not in self._rules:
-            config = self._engine.model_config
-            declared = [self.tokenizer.eos_token_id, (config.try_get_generation_config() or {}).get("eos_token_id")]
-            eos = {i for value in declared if value is not None for i in (value if isinstance(value, list) else [value])}
-            size = max(config.get_vocab_size(), len(self.tokenizer))
-            self._rules[key] = StopRule(self.tokenizer, key, eos, size)
+            eos = self._declared_eos | ({self.tokenizer.eos_token_id} - {None})
+            self._rules[key] = StopRule(self.tokenizer, key, eos, max(self._vocabulary, len(self.tokenizer)))
         return self._rules[key]
 
     def submit(self, turn: _Turn, prompt: list[int], limit: int, sampling: Sampling) -> None:
@@ -139,18 +142,42 @@ class VllmEngine:
             with _dying("ending turns"):
                 self._engine.abort_request(ids)
 
-    def load_weights(self, weights: Iterable[tuple[str, Any]]) -> None:
-        """Replace the weights by ``(name, tensor)`` pairs as transformers names them; what is cached is forgotten.
+    def prompt_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probabilities at temperature 1 of the tokens of each sequence, from its second one on.
+
+        Raises:
+            ValueError: a sequence shorter than 2 or as long as the context, or a turn under way.
+        """
+        for place, sequence in enumerate(sequences):
+            if not 2 <= len(sequence) < self.context_length:
+                raise ValueError(
+                    f"sequences[{place}]: expected 2 to {self.context_length - 1} tokens, got {len(sequence)}"
+                )
+        self._check_idle()
+        params = self._vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        with _dying("scoring prompts"):
+            prompts = [{"prompt_token_ids": list(sequence)} for sequence in sequences]
+            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        return [
+            [float(given[token].logprob) for token, given in zip(sequence[1:], output.prompt_logprobs[1:], strict=True)]
+            for sequence, output in zip(sequences, outputs, strict=True)
+        ]
+
+    def load_weights(self, weights: Mapping[str, Any]) -> None:
+        """Replace the weights by tensors named as transformers names them; what is cached is forgotten.
 
         Raises:
             ValueError: a turn is under way: half of it would come from either policy.
             EngineError: vLLM refuses them.
         """
+        self._check_idle()
+        with _dying("loading weights"):
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+            self.reset_cache()
+
+    def _check_idle(self) -> None:
         if self._turns:
             raise ValueError(f"weights: expected no turn under way, got {len(self._turns)}; release the rows first")
-        with _dying("loading weights"):
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
-            self.reset_cache()
 
     def reset_cache(self) -> None:
         """Forget keys and values of earlier turns."""

@@ -36,7 +36,7 @@ def load_policy(config: ModelConfig) -> tuple[Any, Any]:
         DataError: damaged files there.
         ImportError: ``package:NAME`` where the package is not installed.
     """
-    source = _source(config)
+    source = model_source(config)
     model, info, tokenizer = _read(source, config)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -56,7 +56,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     Raises:
         ValueError, OSError, DataError, ImportError: as :func:`load_policy`.
     """
-    source = _source(config)
+    source = model_source(config)
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ImportError):
@@ -65,7 +65,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
         raise _damaged(source, error) from error
 
 
-def _source(config: ModelConfig) -> str:
+def model_source(config: ModelConfig) -> str:
     if not config.path:
         raise ValueError("model.path: expected a directory, a hub name or package:NAME, got an empty string")
     if config.path.startswith("package:"):

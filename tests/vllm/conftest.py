@@ -82,7 +82,7 @@ def shared_vllm(folder, tokenizer):
 def vllm_engine(shared_vllm, make_model):
     """The vLLM engine with the weights of seed 0 and nothing cached."""
     shared_vllm.reset_cache()
+    shared_vllm.weights_changed = False
     yield shared_vllm
-    if getattr(shared_vllm, "weights_changed", False):
-        shared_vllm.load_weights(make_model(0).state_dict().items())
-        shared_vllm.weights_changed = False
+    if shared_vllm.weights_changed:
+        shared_vllm.load_weights(make_model(0).state_dict())
