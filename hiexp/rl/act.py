@@ -16,6 +16,7 @@ from hiexp.agent.record import Rollout
 from hiexp.agent.rollout import SearchAgent, count_up
 from hiexp.progress import track
 from hiexp.rl.config import TrainConfig
+from hiexp.rl.distributed import Ranks
 from hiexp.tasks.question import Question
 
 if TYPE_CHECKING:
@@ -45,10 +46,14 @@ class ActedStep:
 
 
 class Actor:
-    """Answers questions with ``engine``; ``tool`` searches for batches that bring no tool of their own."""
+    """Answers questions with ``engine``; ``tool`` searches for batches that bring no tool of their own.
 
-    def __init__(self, engine: Engine, tool: Tool, config: TrainConfig) -> None:
+    Several ``ranks`` answer their share each and exchange the rollouts.
+    """
+
+    def __init__(self, engine: Engine, tool: Tool, config: TrainConfig, ranks: Ranks | None = None) -> None:
         self.engine, self.tool, self.config = engine, tool, config
+        self.ranks = Ranks() if ranks is None else ranks
 
     def run(
         self,
@@ -67,6 +72,7 @@ class Actor:
 
         Raises:
             ValueError: a question twice with one index: rollout ids, which groups are told apart by, would repeat.
+            RankError: another rank failed at its share.
         """
         counts = Counter((question.id, index) for question, index in zip(questions, indices, strict=True))
         for (identifier, _), count in counts.items():
@@ -74,18 +80,23 @@ class Actor:
                 raise ValueError(f"question {identifier!r}: expected different question ids in a step, got it twice")
         agent = self._agent(tool if tool is not None else self.tool, sampling)
         size = self.config.rollout.batch_rows
-        rollouts: list[Rollout] = []
-        for first in track(range(0, len(questions), size), label):
-            rows = slice(first, first + size)
-            rollouts += agent.run(
-                questions[rows],
-                seeds=seeds[rows],
-                snapshot=snapshot,
-                with_experience=with_experience[rows],
-                policy_step=policy_step,
-                indices=indices[rows],
-            )
-        return rollouts
+        mine = self.ranks.share([question.id for question in questions])
+
+        def answer_mine() -> list[Rollout]:
+            rollouts: list[Rollout] = []
+            for first in track(range(mine.start, mine.stop, size), label):
+                rows = slice(first, min(first + size, mine.stop))
+                rollouts += agent.run(
+                    questions[rows],
+                    seeds=seeds[rows],
+                    snapshot=snapshot,
+                    with_experience=with_experience[rows],
+                    policy_step=policy_step,
+                    indices=indices[rows],
+                )
+            return rollouts
+
+        return [rollout for part in self.ranks.together(answer_mine) for rollout in part]
 
     def check_prompts(self, questions: Sequence[Question]) -> None:
         """Raise ValueError for a question whose prompt leaves no room in the limits (names the question)."""

@@ -8,8 +8,8 @@ token at position t is predicted by the hidden state at t - 1, so the trained ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 
 from hiexp.agent.record import Rollout
 from hiexp.ops._shared_prefix_layout import PrefixLayout, pack_groups
+from hiexp.rl.distributed import Ranks, balance
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class MicroBatch:
         targets: (N,) int64, the trained tokens.
         cu_seqlens: (B + 1,) int64, trained tokens of rollout b are [cu_seqlens[b], cu_seqlens[b + 1]).
         layout: who sees whom where packed, else None.
+        filler: computed so that every rank has as many batches; its results are thrown away.
     """
 
     indices: list[int]
@@ -41,6 +43,7 @@ class MicroBatch:
     targets: Any
     cu_seqlens: Any
     layout: PrefixLayout | None = None
+    filler: bool = False
 
 
 def trainable(rollout: Rollout) -> bool:
@@ -56,16 +59,45 @@ def microbatches(
     device: Any = "cpu",
     *,
     packed: bool = False,
+    ranks: Ranks | None = None,
 ) -> list[MicroBatch]:
     """The rollouts ``indices`` in batches of at most ``token_budget`` tokens, padding included, or of one rollout.
 
-    Padded, the longest come first, so that similar lengths share a batch; ``packed``, those that begin alike do.
+    Padded, the longest come first, so that similar lengths share a batch; ``packed``, those that begin alike do. With
+    several ``ranks`` this rank's batches of a plan that all make alike: equally many on every rank, of about equal cost
+    (a last one may be a filler), because their collectives have to meet.
 
     Raises:
         ValueError: a rollout without trained tokens, or with lists of different lengths.
     """
-    if packed:
-        return [_pack(rollouts, batch, device) for batch in _packed_batches(rollouts, indices, token_budget)]
+    ranks = Ranks() if ranks is None else ranks
+    plan: Callable[..., Sequence[_Padded | _Packed]] = _plan_packed if packed else _plan_padded
+    batches = plan(rollouts, indices, token_budget)
+    if ranks.size > 1 and batches:
+        # So that no rank is left without work, the budget of a round is shared by all.
+        total = sum(batch.tokens for batch in batches)
+        rounds = -(-total // (ranks.size * token_budget))
+        batches = plan(rollouts, indices, -(-total // (ranks.size * rounds)))
+    shares = balance([batch.tokens for batch in batches], ranks.size)
+    mine = [batches[b].collate(rollouts, pad_id, device) for b in shares[ranks.rank]]
+    if len(mine) < max(map(len, shares)):
+        cheapest = min(batches, key=lambda batch: batch.tokens)
+        mine.append(replace(cheapest.collate(rollouts, pad_id, device), filler=True))
+    return mine
+
+
+@dataclass(frozen=True, slots=True)
+class _Padded:
+    """A batch to be made: rollouts ``indices``, ``tokens`` with padding."""
+
+    indices: list[int]
+    tokens: int
+
+    def collate(self, rollouts: Sequence[Rollout], pad_id: int, device: Any) -> MicroBatch:
+        return _collate(rollouts, self.indices, pad_id, device)
+
+
+def _plan_padded(rollouts: Sequence[Rollout], indices: Sequence[int], token_budget: int) -> list[_Padded]:
     order = sorted(indices, key=lambda i: (-_length(rollouts[i]), i))
     batches: list[list[int]] = []
     for i in order:
@@ -74,7 +106,7 @@ def microbatches(
             batches[-1].append(i)
         else:
             batches.append([i])
-    return [_collate(rollouts, batch, pad_id, device) for batch in batches]
+    return [_Padded(batch, len(batch) * _length(rollouts[batch[0]])) for batch in batches]
 
 
 @dataclass(slots=True)
@@ -86,7 +118,18 @@ class _PrefixGroup:
     tokens: int
 
 
-def _packed_batches(rollouts: Sequence[Rollout], indices: Sequence[int], token_budget: int) -> list[list[_PrefixGroup]]:
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """A batch to be made: ``groups`` that fill ``tokens`` in all."""
+
+    groups: list[_PrefixGroup]
+    tokens: int
+
+    def collate(self, rollouts: Sequence[Rollout], pad_id: int, device: Any) -> MicroBatch:
+        return _pack(rollouts, self.groups, device)
+
+
+def _plan_packed(rollouts: Sequence[Rollout], indices: Sequence[int], token_budget: int) -> list[_Packed]:
     """Groups filled into batches, largest first, each into the first batch with room."""
     groups = sorted(_prefix_groups(rollouts, indices, token_budget), key=lambda group: (-group.tokens, group.indices))
     batches: list[list[_PrefixGroup]] = []
@@ -98,7 +141,7 @@ def _packed_batches(rollouts: Sequence[Rollout], indices: Sequence[int], token_b
             room.append(token_budget)
         batches[place].append(group)
         room[place] -= group.tokens
-    return batches
+    return [_Packed(batch, sum(group.tokens for group in batch)) for batch in batches]
 
 
 def _prefix_groups(rollouts: Sequence[Rollout], indices: Sequence[int], token_budget: int) -> list[_PrefixGroup]:

@@ -12,13 +12,18 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train a policy with GRPO conditioned on a HEK",
-        description="Train the policy that CONFIG describes. A stopped or killed run continues with the same command.",
+        description="Train the policy that CONFIG describes. A stopped or killed run continues with the same command. "
+        "SIGTERM or SIGUSR1 end it behind a checkpoint, with exit code 75.",
     )
     parser.add_argument("config", nargs="?", help="YAML file, e.g. configs/hotpotqa_smollm2_cpu.yaml")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting, e.g. run.steps=10"
     )
     parser.add_argument("--out", metavar="DIR", help="run directory (short for --set run.dir=DIR)")
+    parser.add_argument(
+        "--allow-changed", nargs="+", default=[], metavar="KEY",
+        help="continue the run although these settings, e.g. algorithm.lr, have changed since it was started",
+    )  # fmt: skip
     parser.add_argument("--help-config", action="store_true", help="list every setting with its default, then exit")
     parser.set_defaults(func=train)
 
@@ -38,13 +43,22 @@ def train(args: argparse.Namespace) -> int:
     config = TrainConfig.from_yaml(args.config, overrides)
     # Heavy imports after the config was read: a typing error is told at once.
     from hiexp.rl.model import quiet_transformers
+    from hiexp.rl.preemption import EXIT_CODE, Preempted
     from hiexp.rl.trainer import GRPOTrainer
 
     quiet_transformers()
-    trainer = GRPOTrainer(config)
-    print(f"training in {config.run.dir} to step {config.run.steps}", file=sys.stderr)
-    trainer.train(listener=report)
-    print(f"done: {config.run.dir} (hiexp report {config.run.dir} draws its curves)")
+    trainer = GRPOTrainer(config, allow_changed=args.allow_changed)
+    main = trainer.ranks.main
+    if main:
+        print(f"training in {config.run.dir} to step {config.run.steps}", file=sys.stderr)
+    try:
+        trainer.train(listener=report)
+    except Preempted as stop:
+        if main:
+            print(f"hiexp train: {stop}", file=sys.stderr)
+        return EXIT_CODE
+    if main:
+        print(f"done: {config.run.dir} (hiexp report {config.run.dir} draws its curves)")
     return 0
 
 

@@ -139,7 +139,13 @@ class AlgorithmConfig:
     lr: float = setting(1e-6, at_least=0.0)
     """Learning rate of AdamW."""
     warmup_steps: int = setting(0, at_least=0)
-    """Steps over which the learning rate rises linearly to ``lr``; constant afterwards."""
+    """Steps over which the learning rate rises linearly to ``lr``."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What the learning rate does after the warmup: stay, or fall along a line or half a cosine."""
+    lr_decay_steps: int | None = setting(None, at_least=1)
+    """Step at which a falling learning rate arrives and stays; it is no function of ``run.steps``, which may grow."""
+    lr_final: float = setting(0.0, at_least=0.0, at_most=1.0)
+    """Where it arrives, as a share of ``lr``."""
     betas: tuple[float, ...] = (0.9, 0.999)
     """Decay rates of AdamW's two moments."""
     weight_decay: float = setting(0.0, at_least=0.0)
@@ -200,8 +206,8 @@ class RunConfig:
     """Checkpoints kept besides the best one."""
     threads: int | None = setting(None, at_least=1)
     """Threads of torch on the CPU; null leaves torch's choice."""
-    tensorboard: bool = True
-    """Write TensorBoard event files as well as metrics.jsonl."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Where metrics go besides metrics.jsonl: tensorboard, wandb, mlflow and the others that accelerate knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +231,12 @@ class TrainConfig:
             raise ValueError(f"task.metric: expected em, f1 or cem for task.kind {self.task.kind!r}, got 'accuracy'")
         if len(self.algorithm.betas) != 2 or not all(0 <= beta < 1 for beta in self.algorithm.betas):
             raise ValueError(f"algorithm.betas: expected two numbers in [0, 1), got {self.algorithm.betas}")
+        falls, arrives = self.algorithm.lr_schedule != "constant", self.algorithm.lr_decay_steps
+        if falls != (arrives is not None) or (arrives is not None and arrives <= self.algorithm.warmup_steps):
+            raise ValueError(
+                "algorithm.lr_decay_steps: expected a step after warmup_steps with lr_schedule linear or cosine, null "
+                f"with constant; got {arrives} with {self.algorithm.lr_schedule}"
+            )
         if self.rollout.demonstration and self.rollout.dialect == "hiexp_compact":
             raise ValueError(
                 "rollout.demonstration: expected false for hiexp_compact, whose prompt has no instructions"

@@ -11,13 +11,15 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hiexp._extras import require
 from hiexp.agent.record import FinishReason, Rollout
 from hiexp.io import atomic_write, read_jsonl
+
+if TYPE_CHECKING:
+    from hiexp.rl.trackers import Trackers
 
 FINISH_REASONS: tuple[FinishReason, ...] = ("answer", "malformed", "max_turns", "max_tokens", "context", "eos")
 TIME_KEYS = ("seconds_rollout", "seconds_score", "seconds_update", "seconds_step")
@@ -84,41 +86,41 @@ def reward_metrics(
 
 
 class MetricsLog:
-    """Appends steps to ``metrics.jsonl`` and, where wanted, TensorBoard; on resume drops what the checkpoint forgot."""
+    """Appends steps to ``metrics.jsonl`` and the ``trackers``; on resume drops what the checkpoint forgot.
 
-    def __init__(self, directory: Path, *, resume_step: int, tensorboard: bool) -> None:
+    Without ``writes`` (ranks other than 0) the rows are kept in memory only.
+    """
+
+    def __init__(
+        self, directory: Path, *, resume_step: int, trackers: Trackers | None = None, writes: bool = True
+    ) -> None:
         self.path = directory / "metrics.jsonl"
         self.rows = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
-        atomic_write(self.path, "".join(map(_line, self.rows)))
-        self._board: Any = None
-        if tensorboard:
-            require("tensorboard", "train", "run.tensorboard")
-            board = require("torch.utils.tensorboard", "train", "run.tensorboard")
-            self._board = board.SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1)
+        self._trackers, self._writes = trackers, writes
+        if writes:
+            atomic_write(self.path, "".join(map(_line, self.rows)))
 
     def append(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Write one step; keys in the order of METRIC_KEYS, absent ones as null."""
         ordered: dict[str, Any] = {key: row.get(key) for key in METRIC_KEYS}
-        with open(self.path, "a", encoding="utf-8") as stream:
-            stream.write(_line(ordered))
-            stream.flush()
-            os.fsync(stream.fileno())
+        if self._writes:
+            with open(self.path, "a", encoding="utf-8") as stream:
+                stream.write(_line(ordered))
+                stream.flush()
+                os.fsync(stream.fileno())
         self.rows.append(ordered)
-        self.scalars("train", ordered, ordered["step"])
+        self.publish("train", ordered, ordered["step"])
         return ordered
 
-    def scalars(self, prefix: str, values: Mapping[str, Any], step: int) -> None:
-        """Numbers among ``values`` to TensorBoard under ``prefix/``."""
-        if self._board is None:
-            return
-        for key, value in values.items():
-            if isinstance(value, int | float) and key != "step":
-                self._board.add_scalar(f"{prefix}/{key}", value, step)
+    def publish(self, prefix: str, values: Mapping[str, Any], step: int) -> None:
+        """Numbers among ``values`` to the trackers under ``prefix/``."""
+        if self._trackers is not None:
+            self._trackers.publish(prefix, values, step)
 
     def close(self) -> None:
-        """Flush TensorBoard."""
-        if self._board is not None:
-            self._board.close()
+        """Flush the trackers."""
+        if self._trackers is not None:
+            self._trackers.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The run directory: its layout, its lock, and what may change when a run is continued.
 
-    config.resolved.yaml   snapshot/     tokenizer/     metrics.jsonl     tensorboard/
+    config.resolved.yaml   config.changes.jsonl   snapshot/   tokenizer/   metrics.jsonl   tensorboard/   trackers.json
     rollouts/step_000012.jsonl.gz        eval/step_000000.json            checkpoints/step_000010/
 
 ``step`` counts finished training steps: ``eval/step_000000.json`` is the starting model,
@@ -20,16 +20,18 @@ from typing import TYPE_CHECKING, Any
 from hiexp.agent.record import Rollout
 from hiexp.io import DataError, atomic_write, write_jsonl
 from hiexp.rl.config import TrainConfig
-from hiexp.rl.config_parse import differing_keys, dump_yaml, read_yaml
+from hiexp.rl.config_parse import describe, differing_keys, dump_yaml, read_yaml
 
 if TYPE_CHECKING:
     from hiexp.experience.retrieve import Snapshot
 
 # These have no influence on the steps already made, so a continued run may change them.
 CHANGEABLE = (
-    "run.dir", "run.steps", "run.threads", "run.checkpoint_every", "run.keep_last", "run.tensorboard",
+    "run.dir", "run.steps", "run.threads", "run.checkpoint_every", "run.keep_last", "run.trackers",
     "tool.cache_dir", "model.device",
 )  # fmt: skip
+# Another policy, or other weights to train: the checkpoints could not be loaded, or would mean nothing.
+FIXED = ("model.path", "model.dtype", "model.lora_rank", "model.lora_targets", "task.kind", "rollout.dialect")
 
 
 @contextmanager
@@ -51,22 +53,30 @@ def directory_lock(path: Path) -> Iterator[None]:
 class RunDirectory:
     """Files of the run that ``config`` describes. Nothing is written before :meth:`locked`.
 
+    Args:
+        config: settings; where the directory holds a run already, they must be that run's but for :data:`CHANGEABLE`.
+        allow_changed: keys (``stage.key``) that may differ all the same; steps made before keep what they were.
+
     Raises:
-        ValueError: the directory holds a run with another config; the differing keys are listed.
+        ValueError: the directory holds a run with another config, the differing keys are listed; or a key of
+            ``allow_changed`` that can never change, or that does not exist.
         DataError: it holds other files but no run.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, allow_changed: Sequence[str] = ()) -> None:
         self.path = Path(config.run.dir)
         self._config = config
+        self._changes: list[str] = []
+        _check_allowed(config, allow_changed)
         resolved = self.path / "config.resolved.yaml"
         if resolved.exists():
-            lines = differing_keys(read_yaml(resolved, []), config.to_dict())
-            lines = [line for line in lines if line.split(":")[0] not in CHANGEABLE]
-            if lines:
+            differing = differing_keys(read_yaml(resolved, []), config.to_dict())
+            self._changes = [line for line in differing if line.split(":")[0] not in CHANGEABLE]
+            refused = [line for line in self._changes if line.split(":")[0] not in allow_changed]
+            if refused:
                 raise ValueError(
-                    f"{self.path}: holds a run with another config ({'; '.join(lines)}); "
-                    "restore these values to continue it, or choose another run.dir"
+                    f"{self.path}: holds a run with another config ({'; '.join(refused)}); restore these values to "
+                    "continue it, name the keys with --allow-changed, or choose another run.dir"
                 )
         elif self.path.is_dir() and any(path.name[0] != "." for path in self.path.iterdir()):
             raise DataError(f"{self.path}: expected a run or an empty directory; it holds files but no {resolved.name}")
@@ -80,10 +90,21 @@ class RunDirectory:
         """
         with directory_lock(self.path):
             # Before the folders: a directory with folders and no config would be taken for somebody else's.
+            self._note_changes()
             atomic_write(self.path / "config.resolved.yaml", dump_yaml(self._config))
             for folder in ("rollouts", "eval", "checkpoints", "snapshot"):
                 (self.path / folder).mkdir(exist_ok=True)
             yield
+
+    def _note_changes(self) -> None:
+        """One line per restart with allowed changes: what changed, behind how many rows of metrics.jsonl."""
+        if not self._changes:
+            return
+        metrics, log = self.path / "metrics.jsonl", self.path / "config.changes.jsonl"
+        rows = len(metrics.read_bytes().splitlines()) if metrics.exists() else 0
+        before = log.read_text(encoding="utf-8") if log.exists() else ""
+        atomic_write(log, before + json.dumps({"steps_before": rows, "changes": self._changes}) + "\n")
+        self._changes = []
 
     def rewind(self, step: int) -> None:
         """Forget rollouts and evaluations of steps after ``step``: they are made again."""
@@ -130,3 +151,12 @@ class RunDirectory:
         """Keep a copy: the HEK may grow while the run is interrupted, the run goes on with what it began with."""
         if self.pinned_snapshot() is None:
             snapshot.write(self.path / "snapshot" / f"{snapshot.id[:16]}.npz")
+
+
+def _check_allowed(config: TrainConfig, keys: Sequence[str]) -> None:
+    known = {key for key, _, _ in describe(type(config))} if keys else set()
+    for key in keys:
+        if key not in known:
+            raise ValueError(f"--allow-changed: no setting is called {key!r}; expected STAGE.KEY, e.g. algorithm.lr")
+        if key in FIXED:
+            raise ValueError(f"--allow-changed: {key} cannot change within a run; choose another run.dir")

@@ -1,8 +1,9 @@
 """GRPO on search rollouts conditioned on experience (paper: stages 4 and 5).
 
 A step: questions -> rollouts from the pinned snapshot -> rewards -> group advantages -> policy update -> metrics.
-Everything in step s is a function of (weights, optimiser state, s, seed); no random state is carried along. So a run
-that is killed continues from its last checkpoint and ends with the same weights and metrics as one that was not.
+Everything in step s is a function of (weights, optimiser state, s, seed). So a run that is killed continues from its
+last checkpoint and ends with the same weights and metrics as one that was not. Several processes (docs/distributed.md)
+share the rollouts and the update of a step; rank 0 writes.
 
 Departures from the paper: part of each group may be controls without experience (``experience.experience_share``); rows
 of groups without reward variance leave the update, KL term included.
@@ -11,8 +12,10 @@ of groups without reward variance leave the update, KL term included.
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +31,16 @@ from hiexp.rl.act import ActedStep, Actor, rollout_seed
 from hiexp.rl.batch import trainable
 from hiexp.rl.checkpoint import Checkpoints
 from hiexp.rl.config import TrainConfig
+from hiexp.rl.distributed import Ranks
 from hiexp.rl.evaluate import evaluate, evaluation_batches
 from hiexp.rl.metrics import MetricsLog, reward_metrics, rollout_metrics
 from hiexp.rl.model import check_policy, load_policy, pad_token_id, prepare, resolve_device
+from hiexp.rl.policy import Policy, random_state, set_random_state
+from hiexp.rl.preemption import Preempted, Preemption, watched
 from hiexp.rl.reward import QuestionTask, Task, check_rewards, score_rollouts
 from hiexp.rl.run_directory import RunDirectory
 from hiexp.rl.setup import check_leaks, choose_snapshot, make_task, make_tool, snapshot_metrics
+from hiexp.rl.trackers import Trackers, check_trackers
 from hiexp.rl.update import PolicyScorer, PolicyUpdate
 from hiexp.tasks.question import Question
 
@@ -55,6 +62,7 @@ class GRPOTrainer:
         task: see :class:`hiexp.rl.reward.Task`.
         tool: search tool for batches of the task that bring none.
         snapshot: experience; taken from ``config.experience.hek`` if None.
+        allow_changed: settings that may differ from those the run in the directory was started with.
 
     Raises:
         ValueError, TypeError, DataError, OSError: unusable settings, files or model, before anything is written.
@@ -69,6 +77,7 @@ class GRPOTrainer:
         task: Task | None = None,
         tool: Tool | None = None,
         snapshot: Snapshot | None = None,
+        allow_changed: Sequence[str] = (),
     ) -> None:
         if (model is None) != (tokenizer is None):
             raise ValueError("model, tokenizer: expected both or neither")
@@ -77,7 +86,8 @@ class GRPOTrainer:
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)
         self.config = config
-        self.directory = RunDirectory(config)
+        check_trackers(config.run.trackers)
+        self.directory = RunDirectory(config, allow_changed)
         self.snapshot = choose_snapshot(config.experience, self.directory, snapshot)
         self.task = task if task is not None else make_task(config.task, config.run.seed)
         self.tool = tool if tool is not None else make_tool(config.tool)
@@ -95,32 +105,28 @@ class GRPOTrainer:
         """Optimiser, reference, engine, around the model on its device."""
         config = self.config
         self.accelerator = Accelerator(cpu=resolve_device(config.model.device).type == "cpu")
-        if self.accelerator.num_processes > 1:
-            raise ValueError(
-                f"expected one process, got {self.accelerator.num_processes}: start hiexp without a launcher"
-            )
+        self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
+        self.ranks.agree("the config", config)
+        self.ranks.agree("the HEK snapshot", None if self.snapshot is None else self.snapshot.id)
         reference = None
         if config.algorithm.kl_coef > 0:
             frozen = copy.deepcopy(model).requires_grad_(False).to(self.accelerator.device)
             reference = PolicyScorer(frozen, config.rollout.temperature)
         if config.model.gradient_checkpointing:
             model.gradient_checkpointing_enable()
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=config.algorithm.lr,
-            betas=config.algorithm.betas,
-            weight_decay=config.algorithm.weight_decay,
-        )
-        scorer, self.optimizer = self.accelerator.prepare(PolicyScorer(model, config.rollout.temperature), optimizer)
-        self.model = self.accelerator.unwrap_model(scorer).model
+        self.policy = Policy(model, config, self.accelerator)
+        self.model, self.optimizer = self.policy.model, self.policy.optimizer
         engine = TransformersEngine(
-            self.model, self.tokenizer, device=self.accelerator.device, context_length=config.model.context_length
+            self.policy.acting,
+            self.tokenizer,
+            device=self.accelerator.device,
+            context_length=config.model.context_length,
         )
-        self._actor = Actor(engine, self.tool, config)
+        self._actor = Actor(engine, self.tool, config, self.ranks)
         self._update = PolicyUpdate(
-            scorer, reference, self.optimizer, self.accelerator, config.algorithm,
+            self.policy.scorer, reference, self.optimizer, self.accelerator, config.algorithm,
             pad_id=pad_token_id(self.tokenizer), seed=config.run.seed,
-            constant_length=config.rollout.max_turns * config.rollout.max_new_tokens,
+            constant_length=config.rollout.max_turns * config.rollout.max_new_tokens, ranks=self.ranks,
         )  # fmt: skip
 
     def _check_questions(self) -> None:
@@ -139,25 +145,49 @@ class GRPOTrainer:
 
         Raises:
             CheckpointError: a checkpoint could not be written; the run continues from the one before it.
+            Preempted: a signal asked to stop; the step it came in is finished and checkpointed.
+            RankError: another process of the run failed.
             ValueError: a NaN or infinite reward (``algorithm.nan_reward``), or the directory is in use.
         """
-        run = self.config.run
-        with self.directory.locked():
+        with ExitStack() as held:
+            # Rank 0 holds the lock for all; where it cannot, all learn why.
+            self.ranks.on_main(lambda: held.enter_context(self.directory.locked()))
+            preemption = held.enter_context(watched())
             start = self._resume()
-            log = MetricsLog(self.directory.path, resume_step=start, tensorboard=run.tensorboard)
-            try:
-                if start == 0:
-                    self._evaluate_if_due(0, log, listener)
-                for step in range(start + 1, run.steps + 1):
-                    row = log.append(self._step(step))
-                    if listener is not None:
-                        listener("step", row)
-                    score = self._evaluate_if_due(step, log, listener)
-                    if step % run.checkpoint_every == 0 or step == run.steps:
-                        self.checkpoints.save(step, self._write_state, score)
-            finally:
-                log.close()
-        return log.rows[-1] if log.rows else {}
+            log = self._open_log(start)
+            held.callback(log.close)
+            if start == 0:
+                self._evaluate_if_due(0, log, listener)
+            for step in range(start + 1, self.config.run.steps + 1):
+                self._train_step(step, log, listener, preemption)
+            return log.rows[-1] if log.rows else {}
+
+    def _train_step(self, step: int, log: MetricsLog, listener: Listener | None, preemption: Preemption) -> None:
+        """One step with all that belongs to it: metrics, evaluation, checkpoint, the end where a signal asked for it."""
+        run = self.config.run
+        metrics = self._step(step)
+        row = self.ranks.on_main(lambda: log.append(metrics))
+        if not self.ranks.main:
+            log.rows.append(row)
+        elif listener is not None:
+            listener("step", row)
+        score = self._evaluate_if_due(step, log, listener)
+        preempted = self.ranks.any(preemption.asked)
+        if step % run.checkpoint_every == 0 or step == run.steps or preempted:
+            self._save(step, score)
+        if preempted and step < run.steps:
+            raise Preempted(step)
+
+    def _open_log(self, start: int) -> MetricsLog:
+        """The metrics of the run up to step ``start``; rank 0 writes, and opens the trackers."""
+        run, path = self.config.run, self.directory.path
+        if self.ranks.main:
+            config = self.config.to_dict()
+            log = MetricsLog(path, resume_step=start, trackers=Trackers(run.trackers, path, config, start))
+        else:
+            log = MetricsLog(path, resume_step=start, writes=False)
+        self.ranks.barrier()
+        return log
 
     def _step(self, step: int) -> dict[str, Any]:
         """One training step; returns its metrics."""
@@ -197,7 +227,7 @@ class GRPOTrainer:
         )
         acted = time.perf_counter()
         rewards = score_rollouts(rollouts, questions, self.task, config.task.metric, config.task.malformed_reward)
-        self.directory.write_rollouts(step, rollouts)
+        self.ranks.on_main(lambda: self.directory.write_rollouts(step, rollouts))
         check_rewards(rewards, rollouts, config.algorithm.nan_reward)
         seconds = {"seconds_rollout": acted - begin, "seconds_score": time.perf_counter() - acted}
         return ActedStep(questions, rollouts, rewards, groups, with_experience, seconds)
@@ -235,34 +265,66 @@ class GRPOTrainer:
         due = step in (0, last) or (every > 0 and step % every == 0)
         if not due or not evaluation_batches(self.task, self.config.evaluation.questions):
             return None
-        result = self.directory.read_evaluation(step)
-        if result is None:
-            result = self.evaluate(step)
-            self.directory.write_evaluation(step, result)
+        known = self.ranks.on_main(lambda: self.directory.read_evaluation(step))
+        result = self.evaluate(step) if known is None else known
+        if known is None:
+            self.ranks.on_main(lambda: self.directory.write_evaluation(step, result))
         for arm in ("without_hek", "with_hek"):
-            log.scalars(f"eval_{arm}", result[arm] or {}, step)
-        if listener is not None:
+            log.publish(f"eval_{arm}", result[arm] or {}, step)
+        if listener is not None and self.ranks.main:
             listener("evaluation", result)
         # The arm that the run trains decides.
         informed = result["with_hek"] is not None and self.config.experience.experience_share > 0
         return float(result["with_hek" if informed else "without_hek"]["reward"])
 
-    def _write_state(self, folder: Path) -> None:
-        """The files of a checkpoint; ``model/`` loads with from_pretrained."""
-        self.model.save_pretrained(folder / "model")
-        self.tokenizer.save_pretrained(folder / "model")
-        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+    def _save(self, step: int, score: float | None) -> None:
+        """A checkpoint of everything that the next step depends on."""
+        weights = self.policy.state()
+        generators = self.ranks.gather(random_state())
+        # Questions and sampling seeds of a step are functions of run.seed and the step; these name the place.
+        state = {
+            "step": step, "seed": self.config.run.seed, "snapshot_id": self._snapshot_id,
+            "processes": self.ranks.size, "update": self._update.state_dict(),
+        }  # fmt: skip
+
+        def write(folder: Path) -> None:
+            self.policy.write(weights, folder)
+            self.tokenizer.save_pretrained(folder / "model")
+            torch.save(generators, folder / "random.pt")
+            (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+
+        self.ranks.on_main(lambda: self.checkpoints.save(step, write, score))
+
+    @property
+    def _snapshot_id(self) -> str | None:
+        return None if self.snapshot is None else self.snapshot.id
 
     def _resume(self) -> int:
         """Load the last whole checkpoint and forget what came after it; returns its step, 0 for a fresh start."""
-        found = self.checkpoints.latest()
+        found = self.ranks.on_main(self.checkpoints.latest)
         step = 0 if found is None else found[0]
         if found is not None:
-            saved = type(self.model).from_pretrained(found[1] / "model", dtype=self.model.dtype)
-            self.model.load_state_dict(saved.state_dict())
-            self.optimizer.load_state_dict(torch.load(found[1] / "optimizer.pt", weights_only=True))
+            self._load(found[1])
+        self.ranks.on_main(lambda: self._settle(step))
+        return step
+
+    def _load(self, folder: Path) -> None:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if state["snapshot_id"] != self._snapshot_id:
+            raise ValueError(
+                f"{folder}: the run was trained with HEK snapshot {state['snapshot_id']}, got {self._snapshot_id}; its "
+                f"file in {self.directory.path / 'snapshot'} is missing or another one: put it back"
+            )
+        self.policy.load(folder)
+        self._update.load_state_dict(state["update"])
+        generators = torch.load(folder / "random.pt", weights_only=True)
+        # With more processes than before, the new ones keep the states they started with.
+        if self.ranks.rank < len(generators):
+            set_random_state(generators[self.ranks.rank])
+
+    def _settle(self, step: int) -> None:
+        """The run directory as it was after ``step``, and what a first start puts there."""
         self.directory.rewind(step)
         if self.snapshot is not None:
             self.directory.pin_snapshot(self.snapshot)
         self.tokenizer.save_pretrained(self.directory.path / "tokenizer")
-        return step

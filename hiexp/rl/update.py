@@ -7,6 +7,7 @@ by the update's own count of tokens or sequences, so the gradients of its micro-
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from hiexp.agent.record import Rollout
 from hiexp.ops._policy_batch import DEFAULT_AGGREGATION
 from hiexp.ops.linear_policy_loss import linear_policy_loss
 from hiexp.ops.token_logprobs import token_logprobs
-from hiexp.rl.batch import MicroBatch, microbatches, packed_engine_logprobs
+from hiexp.rl.batch import MicroBatch, microbatches, packed_engine_logprobs, sampled_positions
 from hiexp.rl.config import AlgorithmConfig
+from hiexp.rl.distributed import Ranks, to_cpu
 from hiexp.rl.model import lm_head, packs_prefixes, trained_hidden_states
+from hiexp.rl.schedule import learning_rate
 
 
 class PolicyScorer(torch.nn.Module):
@@ -55,6 +58,7 @@ class PolicyUpdate:
         pad_id: token id for padding.
         constant_length: most sampled tokens of a rollout, the divisor of dr_grpo.
         seed: with the step, decides the order of minibatches.
+        ranks: the processes that share the work; None is this one alone.
     """
 
     def __init__(
@@ -68,9 +72,11 @@ class PolicyUpdate:
         pad_id: int,
         constant_length: int,
         seed: int,
+        ranks: Ranks | None = None,
     ) -> None:
         self.scorer, self.reference, self.optimizer, self.accelerator = scorer, reference, optimizer, accelerator
         self.config, self.pad_id, self.seed = config, pad_id, seed
+        self.ranks = Ranks() if ranks is None else ranks
         self._packed = packs_prefixes(accelerator.unwrap_model(scorer).model)
         self._aggregation = DEFAULT_AGGREGATION[config.kind]
         self._constant_length = constant_length if self._aggregation == "constant" else None
@@ -92,7 +98,7 @@ class PolicyUpdate:
             return {"lr": lr}
         old = self._score_all(self.scorer, rollouts, trained) if self._several_updates else None
         reference = self._score_all(self.reference, rollouts, trained) if self.reference is not None else None
-        totals = _TokenMeans()
+        totals = _TokenMeans(self.ranks)
         losses, norms = [], []
         for epoch in range(self.config.epochs):
             order = np.random.default_rng([self.seed, step, epoch]).permutation(np.asarray(trained))
@@ -102,6 +108,13 @@ class PolicyUpdate:
                 norms.append(norm)
         return {"lr": lr, "loss": float(np.mean(losses)), "grad_norm": float(np.mean(norms)), **totals.means()}
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this object besides weights and optimiser, as plain JSON types."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+
     @property
     def _several_updates(self) -> bool:
         # With a single update per step the policy is still the one that acted, every ratio is 1, and a forward pass is
@@ -109,23 +122,28 @@ class PolicyUpdate:
         return self.config.epochs * self.config.minibatches > 1
 
     def _set_learning_rate(self, step: int) -> float:
-        lr = self.config.lr * min(1.0, step / self.config.warmup_steps if self.config.warmup_steps else 1.0)
+        lr = learning_rate(self.config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
 
     def _batches(self, rollouts: Sequence[Rollout], indices: Sequence[int]) -> list[MicroBatch]:
+        """This rank's share of the micro-batches of ``indices``."""
         budget, device = self.config.tokens_per_microbatch, self.accelerator.device
-        return microbatches(rollouts, indices, budget, self.pad_id, device, packed=self._packed)
+        return microbatches(rollouts, indices, budget, self.pad_id, device, packed=self._packed, ranks=self.ranks)
 
     @torch.no_grad()
     def _score_all(self, scorer: Any, rollouts: Sequence[Rollout], indices: Sequence[int]) -> dict[int, Any]:
-        """Rollout index -> log-probs ``(n_i,)`` of its trained tokens."""
+        """Rollout index -> log-probs ``(n_i,)`` of its trained tokens, the scores of all ranks."""
         scores: dict[int, Any] = {}
         for batch in self._batches(rollouts, indices):
             pieces = scorer(batch).logprobs.tensor_split(batch.cu_seqlens[1:-1].cpu())
-            scores.update(zip(batch.indices, pieces, strict=True))
-        return scores
+            if not batch.filler:
+                scores.update(zip(batch.indices, pieces, strict=True))
+        if self.ranks.size == 1:
+            return scores
+        device = self.accelerator.device
+        return {i: score.to(device) for part in self.ranks.gather(to_cpu(scores)) for i, score in part.items()}
 
     def _optimise(
         self,
@@ -139,32 +157,42 @@ class PolicyUpdate:
     ) -> tuple[float, float]:
         """One optimiser update over the rollouts ``indices``; returns loss and gradient norm."""
         batches = self._batches(rollouts, indices)
+        # Of the whole update, not of this rank's share: gradients of all ranks add up to those of one process.
         denominator = float(len(indices))
         if self._aggregation == "token":
-            denominator = float(sum(len(batch.targets) for batch in batches))
+            denominator = float(sum(len(sampled_positions(rollouts[i])) for i in indices))
         total_loss = 0.0
-        for batch in batches:
-            result = self.scorer(
-                batch,
-                loss={
-                    # None: the policy is still the one that acted.
-                    "old_logprobs": None if old is None else _gather(old, batch),
-                    "advantages": torch.as_tensor(advantages[batch.indices], dtype=torch.float32),
-                    "ref_logprobs": None if reference is None else _gather(reference, batch),
-                    "engine_logprobs": packed_engine_logprobs(rollouts, batch),
-                    "denominator": denominator,
-                    **self._loss_settings(),
-                },
-            )
-            self.accelerator.backward(result.loss)
-            total_loss += float(result.loss.detach())
-            totals.add(result.metrics)
+        for number, batch in enumerate(batches, start=1):
+            settings = {
+                # None: the policy is still the one that acted.
+                "old_logprobs": None if old is None else _gather(old, batch),
+                "advantages": torch.as_tensor(advantages[batch.indices], dtype=torch.float32),
+                "ref_logprobs": None if reference is None else _gather(reference, batch),
+                "engine_logprobs": packed_engine_logprobs(rollouts, batch),
+                "denominator": denominator,
+                **self._loss_settings(),
+            }
+            with self._gradients_met(number == len(batches)):
+                result = self.scorer(batch, loss=settings)
+                # The engines of accelerate average gradients over ranks.
+                self.accelerator.backward(result.loss * (0.0 if batch.filler else float(self.ranks.size)))
+            if not batch.filler:
+                total_loss += float(result.loss.detach())
+                totals.add(result.metrics)
+        total_loss = self.ranks.sum({"loss": total_loss})["loss"]
         norm = float(self.accelerator.clip_grad_norm_(self.scorer.parameters(), self.config.max_grad_norm))
         if not np.isfinite(norm):
             raise RuntimeError(f"step {step}: the gradient is not finite ({norm}); lower algorithm.lr or use float32")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total_loss, norm
+
+    def _gradients_met(self, last: bool) -> AbstractContextManager[Any]:
+        """Ranks exchange the gradients of an update once, with its last micro-batch."""
+        if self.ranks.size == 1 or last:
+            return nullcontext()
+        context: AbstractContextManager[Any] = self.accelerator.no_sync(self.scorer)
+        return context
 
     def _loss_settings(self) -> dict[str, Any]:
         config = self.config
@@ -194,18 +222,20 @@ _REPORTED = {
 
 
 class _TokenMeans:
-    """Token-weighted means over micro-batches."""
+    """Token-weighted means over micro-batches, those of all ranks."""
 
-    def __init__(self) -> None:
-        self._tokens = 0
-        self._sums: dict[str, float] = {}
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._sums: dict[str, float] = {"tokens": 0.0}
 
     def add(self, metrics: dict[str, float]) -> None:
         tokens = int(metrics["tokens"])
-        self._tokens += tokens
+        self._sums["tokens"] += tokens
         for name, key in _REPORTED.items():
             if key in metrics:
                 self._sums[name] = self._sums.get(name, 0.0) + metrics[key] * tokens
 
     def means(self) -> dict[str, float]:
-        return {name: total / self._tokens for name, total in self._sums.items()}
+        sums = self._ranks.sum(self._sums)
+        tokens = sums.pop("tokens")
+        return {name: total / tokens for name, total in sums.items()}

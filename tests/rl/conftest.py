@@ -41,7 +41,7 @@ class TinyRun:
             "evaluation": {"questions": 4},
             "run": {
                 "dir": str(run_dir), "steps": 3, "questions_per_step": 3, "seed": 1, "checkpoint_every": 2,
-                "threads": 1, "tensorboard": False,
+                "threads": 1, "trackers": [],
             },
         }  # fmt: skip
         for stage, values in stages.items():

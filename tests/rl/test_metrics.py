@@ -56,39 +56,22 @@ def test_rollout_metrics_by_hand():
 
 
 def test_log_keeps_key_order_and_forgets_later_steps(tmp_path):
-    log = MetricsLog(tmp_path, resume_step=0, tensorboard=False)
+    log = MetricsLog(tmp_path, resume_step=0)
     for step in (1, 2, 3):
         assert list(log.append({"step": step, "reward_mean": step / 2, "lr": 0.1})) == list(METRIC_KEYS)
     with open(log.path, "a") as stream:
         stream.write('{"step": 4, "rew')
-    resumed = MetricsLog(tmp_path, resume_step=2, tensorboard=False)
+    resumed = MetricsLog(tmp_path, resume_step=2)
     assert [row["step"] for row in resumed.rows] == [1, 2]
     resumed.append({"step": 3, "reward_mean": 9.0})
     assert [(row["step"], row["reward_mean"]) for row in read_metrics(log.path)] == [(1, 0.5), (2, 1.0), (3, 9.0)]
 
 
 def test_nan_never_reaches_the_file(tmp_path):
-    log = MetricsLog(tmp_path, resume_step=0, tensorboard=False)
+    log = MetricsLog(tmp_path, resume_step=0)
     with pytest.raises(ValueError, match="JSON"):
         log.append({"step": 1, "loss": float("nan")})
     assert read_metrics(log.path) == []
-
-
-def test_tensorboard_holds_the_numbers_and_forgets_what_was_undone(tmp_path):
-    log = MetricsLog(tmp_path, resume_step=0, tensorboard=True)
-    log.append({"step": 1, "reward_mean": 0.25, "snapshot_id": "abc"})
-    log.scalars("eval_with_hek", {"f1": 0.5}, 1)
-    log.append({"step": 2, "reward_mean": 0.5})
-    log.close()
-    resumed = MetricsLog(tmp_path, resume_step=1, tensorboard=True)
-    resumed.append({"step": 2, "reward_mean": 0.75})
-    resumed.close()
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [event.value for event in events.Scalars("train/reward_mean")] == [0.25, 0.75]
-    assert [event.value for event in events.Scalars("eval_with_hek/f1")] == [0.5]
-    assert [row["snapshot_id"] for row in read_metrics(log.path)] == ["abc", None]
 
 
 def test_malformed_line_inside_the_log_names_file_and_line(tmp_path):
