@@ -230,7 +230,12 @@ def _pack(rollouts: Sequence[Rollout], groups: list[_PrefixGroup], device: Any) 
     return MicroBatch(indices, input_ids, None, position_ids, rows_, targets_, cu_seqlens_, layout)
 
 
+def engine_logprobs(rollout: Rollout, device: Any = "cpu") -> Any:
+    """The engine's log-probabilities of the rollout's trained tokens, ``(n,)`` float32."""
+    values = [rollout.logprobs[t] for t in sampled_positions(rollout)]
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
 def packed_engine_logprobs(rollouts: Sequence[Rollout], batch: MicroBatch) -> Any:
-    """The engine's log-probabilities of the batch's trained tokens, ``(N,)`` float32."""
-    values = [rollouts[i].logprobs[t] for i in batch.indices for t in sampled_positions(rollouts[i])]
-    return torch.tensor(values, dtype=torch.float32, device=batch.rows.device)
+    """Those of the batch's rollouts, one after the other, ``(N,)`` float32."""
+    return torch.cat([engine_logprobs(rollouts[i], batch.rows.device) for i in batch.indices])

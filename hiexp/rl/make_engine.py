@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,13 @@ def training_engine(config: TrainConfig, model: Any, tokenizer: Any) -> tuple[En
         return engine, engine
     from hiexp.agent.engine_transformers import TransformersEngine
 
-    return TransformersEngine(model, tokenizer, context_length=config.model.context_length), None
+    context = config.model.context_length
+    if config.rollout.staleness == 0:
+        return TransformersEngine(model, tokenizer, context_length=context), None
+    from hiexp.rl.weight_sync import LocalReplica
+
+    twin = copy.deepcopy(model).requires_grad_(False)
+    return TransformersEngine(twin, tokenizer, context_length=context), LocalReplica(twin)
 
 
 def _vllm_settings(config: TrainConfig) -> dict[str, Any]:

@@ -24,7 +24,6 @@ import torch
 from accelerate import Accelerator
 
 from hiexp.agent.engine import Sampling
-from hiexp.agent.engine_transformers import TransformersEngine
 from hiexp.agent.record import Rollout
 from hiexp.ops.group_advantage import group_advantage
 from hiexp.rl.act import ActedStep, Actor, rollout_seed
@@ -40,6 +39,7 @@ from hiexp.rl.preemption import Preempted, Preemption, watched
 from hiexp.rl.reward import QuestionTask, Task, check_rewards, score_rollouts
 from hiexp.rl.run_directory import RunDirectory
 from hiexp.rl.setup import check_leaks, choose_snapshot, make_task, make_tool, snapshot_metrics
+from hiexp.rl.source import RolloutSource
 from hiexp.rl.trackers import Trackers, check_trackers
 from hiexp.rl.update import PolicyScorer, PolicyUpdate
 from hiexp.tasks.question import Question
@@ -81,8 +81,8 @@ class GRPOTrainer:
     ) -> None:
         if (model is None) != (tokenizer is None):
             raise ValueError("model, tokenizer: expected both or neither")
-        if config.rollout.server:
-            raise ValueError("rollout.server: expected an empty string in training: new weights do not reach a server")
+        if config.rollout.server and not config.rollout.weights_dir:
+            raise ValueError("rollout.weights_dir: expected a folder in training: new weights must reach the server")
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)
         self.config = config
@@ -116,13 +116,9 @@ class GRPOTrainer:
             model.gradient_checkpointing_enable()
         self.policy = Policy(model, config, self.accelerator)
         self.model, self.optimizer = self.policy.model, self.policy.optimizer
-        engine = TransformersEngine(
-            self.policy.acting,
-            self.tokenizer,
-            device=self.accelerator.device,
-            context_length=config.model.context_length,
-        )
-        self._actor = Actor(engine, self.tool, config, self.ranks)
+        probes = self.task.training(1, config.run.questions_per_step).questions
+        self._source = RolloutSource(config, self.policy.acting, self.tokenizer, self.ranks, probes)
+        self._actor = Actor(self._source.engine, self.tool, config, self.ranks)
         self._update = PolicyUpdate(
             self.policy.scorer, reference, self.optimizer, self.accelerator, config.algorithm,
             pad_id=pad_token_id(self.tokenizer), seed=config.run.seed,
@@ -154,6 +150,7 @@ class GRPOTrainer:
             self.ranks.on_main(lambda: held.enter_context(self.directory.locked()))
             preemption = held.enter_context(watched())
             start = self._resume()
+            held.callback(self._source.close)
             log = self._open_log(start)
             held.callback(log.close)
             if start == 0:
@@ -195,6 +192,7 @@ class GRPOTrainer:
         acted = self._act(step)
         learning = time.perf_counter()
         metrics = self._learn(acted, step)
+        metrics |= self._source.updated(step)
         end = time.perf_counter()
         return {
             "step": step, **reward_metrics(acted.rewards, acted.groups, acted.with_experience), **metrics,
@@ -203,34 +201,43 @@ class GRPOTrainer:
         }  # fmt: skip
 
     def _act(self, step: int) -> ActedStep:
-        """Rollouts of the current weights on the questions of ``step``, judged and written to the run directory."""
+        """The rollouts of ``step``, judged and written to the run directory."""
         begin = time.perf_counter()
-        config = self.config
-        batch = self.task.training(step, config.run.questions_per_step)
-        size = config.rollout.group_size
-        questions = [question for question in batch.questions for _ in range(size)]
-        groups = np.repeat(np.arange(len(batch.questions)), size)
-        indices = np.tile(np.arange(size), len(batch.questions)).tolist()
-        # Rollouts of a group differ by nothing but their seed, so taking the first ones is taking random ones.
-        informed = round(config.experience.experience_share * size) if self.snapshot is not None else 0
-        with_experience = [index < informed for index in indices]
-        rollouts = self._actor.run(
-            questions,
-            tool=batch.tool,
-            snapshot=self.snapshot,
-            with_experience=with_experience,
-            indices=indices,
-            seeds=[rollout_seed(config.run.seed, step, int(g), i) for g, i in zip(groups, indices, strict=True)],
-            policy_step=step - 1,
-            sampling=Sampling(config.rollout.temperature, config.rollout.top_p),
-            label=f"step {step} of {config.run.steps}: rollouts",
-        )
+        config, size = self.config, self.config.rollout.group_size
+        asked = self.task.training(step, config.run.questions_per_step).questions
+        questions = [question for question in asked for _ in range(size)]
+        rollouts = self._source.rollouts(step)
         acted = time.perf_counter()
         rewards = score_rollouts(rollouts, questions, self.task, config.task.metric, config.task.malformed_reward)
         self.ranks.on_main(lambda: self.directory.write_rollouts(step, rollouts))
         check_rewards(rewards, rollouts, config.algorithm.nan_reward)
         seconds = {"seconds_rollout": acted - begin, "seconds_score": time.perf_counter() - acted}
-        return ActedStep(questions, rollouts, rewards, groups, with_experience, seconds)
+        groups = np.repeat(np.arange(len(asked)), size)
+        return ActedStep(questions, rollouts, rewards, groups, self._informed(len(asked)), seconds)
+
+    def _sample(self, step: int, policy_step: int) -> list[Rollout]:
+        """Rollouts on the questions of ``step`` with the weights that the engine has, those after ``policy_step``."""
+        config, size = self.config, self.config.rollout.group_size
+        batch = self.task.training(step, config.run.questions_per_step)
+        count = len(batch.questions)
+        return self._actor.run(
+            [question for question in batch.questions for _ in range(size)],
+            tool=batch.tool,
+            snapshot=self.snapshot,
+            with_experience=self._informed(count),
+            indices=list(range(size)) * count,
+            seeds=[rollout_seed(config.run.seed, step, group, i) for group in range(count) for i in range(size)],
+            policy_step=policy_step,
+            sampling=Sampling(config.rollout.temperature, config.rollout.top_p),
+            label=f"step {step} of {config.run.steps}: rollouts",
+        )
+
+    def _informed(self, questions: int) -> list[bool]:
+        """Which rows of a step with so many questions may see experience."""
+        size = self.config.rollout.group_size
+        # Rollouts of a group differ by nothing but their seed, so taking the first ones is taking random ones.
+        informed = round(self.config.experience.experience_share * size) if self.snapshot is not None else 0
+        return [index < informed for index in range(size)] * questions
 
     def _learn(self, acted: ActedStep, step: int) -> dict[str, Any]:
         """Advantages and update; zero-variance groups, NaN rewards and rollouts without sampled tokens stay out."""
@@ -241,7 +248,8 @@ class GRPOTrainer:
         trained = [i for i, rollout in enumerate(acted.rollouts) if not out[i] and trainable(rollout)]
         self.model.train(self.config.model.gradient_checkpointing)
         try:
-            return self._update.run(acted.rollouts, np.asarray(result.advantages), trained, step)
+            staleness = step - 1 - min(rollout.policy_step for rollout in acted.rollouts)
+            return self._update.run(acted.rollouts, np.asarray(result.advantages), trained, step, staleness=staleness)
         finally:
             self.model.eval()
 
@@ -252,10 +260,12 @@ class GRPOTrainer:
         def act(questions: Sequence[Question], tool: Any, snapshot: Any) -> list[Rollout]:
             return self._actor.answer(questions, tool, snapshot, policy_step=step)
 
-        result = evaluate(
-            act, self.task, evaluation_batches(self.task, settings.questions),
-            self.snapshot if settings.with_hek else None,
-            metric=self.config.task.metric, malformed_reward=self.config.task.malformed_reward,
+        result = self._source.run(
+            lambda: evaluate(
+                act, self.task, evaluation_batches(self.task, settings.questions),
+                self.snapshot if settings.with_hek else None,
+                metric=self.config.task.metric, malformed_reward=self.config.task.malformed_reward,
+            )
         )  # fmt: skip
         return {"step": step, **result}
 
@@ -289,6 +299,7 @@ class GRPOTrainer:
 
         def write(folder: Path) -> None:
             self.policy.write(weights, folder)
+            self._source.write(step, folder)
             self.tokenizer.save_pretrained(folder / "model")
             torch.save(generators, folder / "random.pt")
             (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
@@ -306,6 +317,7 @@ class GRPOTrainer:
         if found is not None:
             self._load(found[1])
         self.ranks.on_main(lambda: self._settle(step))
+        self._source.begin(step, self._sample, None if found is None else found[1])
         return step
 
     def _load(self, folder: Path) -> None:

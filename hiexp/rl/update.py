@@ -17,7 +17,7 @@ from hiexp.agent.record import Rollout
 from hiexp.ops._policy_batch import DEFAULT_AGGREGATION
 from hiexp.ops.linear_policy_loss import linear_policy_loss
 from hiexp.ops.token_logprobs import token_logprobs
-from hiexp.rl.batch import MicroBatch, microbatches, packed_engine_logprobs, sampled_positions
+from hiexp.rl.batch import MicroBatch, engine_logprobs, microbatches, packed_engine_logprobs, sampled_positions
 from hiexp.rl.config import AlgorithmConfig
 from hiexp.rl.distributed import Ranks, to_cpu
 from hiexp.rl.model import lm_head, packs_prefixes, trained_hidden_states
@@ -82,9 +82,17 @@ class PolicyUpdate:
         self._constant_length = constant_length if self._aggregation == "constant" else None
 
     def run(
-        self, rollouts: Sequence[Rollout], advantages: np.ndarray[Any, Any], trained: Sequence[int], step: int
+        self,
+        rollouts: Sequence[Rollout],
+        advantages: np.ndarray[Any, Any],
+        trained: Sequence[int],
+        step: int,
+        staleness: int = 0,
     ) -> dict[str, float | None]:
         """Update the policy on the rollouts ``trained``; ``advantages`` ``(len(rollouts),)``.
+
+        ``staleness``: updates since the weights that made the rollouts. Above 0 the policy is not the one that acted,
+        so the ratio is taken to what the engine sampled with.
 
         Returns lr, loss, grad_norm and, as token means over all updates, kl_ref, approx_kl, clip_fraction, entropy and
         engine_mismatch (|engine log-prob - old log-prob|). With nothing to train there is lr alone, and weights and
@@ -97,6 +105,8 @@ class PolicyUpdate:
         if not trained:
             return {"lr": lr}
         old = self._score_all(self.scorer, rollouts, trained) if self._several_updates else None
+        if staleness > 0:
+            old = {i: engine_logprobs(rollouts[i], self.accelerator.device) for i in trained}
         reference = self._score_all(self.reference, rollouts, trained) if self.reference is not None else None
         totals = _TokenMeans(self.ranks)
         losses, norms = [], []

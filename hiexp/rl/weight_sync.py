@@ -60,14 +60,18 @@ class WeightSync:
         self.replica.load_weights(weights)
         return time.perf_counter() - begin
 
-    def compare(self, model: Any) -> dict[str, float]:
-        """``sync_gap_mean`` and ``sync_gap_max``: |log-prob of ``model`` - log-prob of the replica| over the probes.
+    def expected(self, model: Any) -> np.ndarray[Any, Any]:
+        """Log-probs of the probes' tokens under ``model``, one after the other."""
+        return np.concatenate([sequence_logprobs(model, probe) for probe in self.probes])
+
+    def check(self, expected: np.ndarray[Any, Any]) -> dict[str, float]:
+        """``sync_gap_mean`` and ``sync_gap_max``: |expected log-prob - log-prob of the replica| over the probes.
 
         Raises:
             WeightSyncError: the mean is above the tolerance, or a log-prob is not finite.
         """
         theirs = np.concatenate([np.asarray(values) for values in self.replica.prompt_logprobs(self.probes)])
-        gaps = np.abs(np.concatenate([sequence_logprobs(model, probe) for probe in self.probes]) - theirs)
+        gaps = np.abs(expected - theirs)
         mean, most = float(gaps.mean()), float(gaps.max())
         if not mean <= self.tolerance:
             raise WeightSyncError(
@@ -76,6 +80,21 @@ class WeightSync:
                 "not arrive, or the engine computes another model"
             )
         return {"sync_gap_mean": mean, "sync_gap_max": most}
+
+
+class LocalReplica:
+    """A copy of the model in this process, for rollouts that are made while the model itself is trained."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def load_weights(self, weights: Mapping[str, Any]) -> None:
+        """Copy the weights."""
+        self.model.load_state_dict(weights)
+
+    def prompt_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probabilities of the tokens of each sequence, from its second one on."""
+        return [sequence_logprobs(self.model, sequence).tolist() for sequence in sequences]
 
 
 @torch.no_grad()
