@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class ActedStep:
         groups: (N,) int64, rows of one question share a number.
         with_experience: N booleans, whether the row was allowed experience.
         seconds: wall time by metric name (``seconds_rollout``, ``seconds_score``).
+        engine: metrics of the weights that acted (``staleness``; ``sync_gap_mean``, ... of an engine of its own).
     """
 
     questions: Sequence[Question]
@@ -43,6 +44,7 @@ class ActedStep:
     groups: np.ndarray[Any, Any]
     with_experience: Sequence[bool]
     seconds: dict[str, float]
+    engine: dict[str, Any] = field(default_factory=dict)
 
 
 class Actor:

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from hiexp.rl.trackers import Trackers
 
 FINISH_REASONS: tuple[FinishReason, ...] = ("answer", "malformed", "max_turns", "max_tokens", "context", "eos")
-TIME_KEYS = ("seconds_rollout", "seconds_score", "seconds_update", "seconds_step")
+TIME_KEYS = ("seconds_rollout", "seconds_score", "seconds_update", "seconds_sync", "seconds_step")
 METRIC_KEYS = (
     "step", "reward_mean", "reward_std", "advantage_var_raw", "zero_variance_share", "nan_rewards", "grad_norm", "loss",
-    "kl_ref", "approx_kl", "clip_fraction", "entropy", "engine_mismatch", "lr", "searches_per_answer",
+    "kl_ref", "approx_kl", "clip_fraction", "entropy", "engine_mismatch", "sync_gap_mean", "sync_gap_max",
+    "staleness", "lr", "searches_per_answer",
     "response_tokens", "prompt_tokens", "experience_hit_rate_E1", "experience_hit_rate_start", "reward_with_experience",
     "reward_without_experience", *(f"finish_{reason}" for reason in FINISH_REASONS), "tool_errors", "snapshot_id",
     "hek_E1", "hek_E2", "hek_E3", *TIME_KEYS,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -18,12 +18,25 @@ from hiexp.io import read_jsonl, write_jsonl
 from hiexp.rl.config import TrainConfig
 from hiexp.rl.distributed import Ranks
 from hiexp.rl.make_engine import training_engine
-from hiexp.rl.staleness import RolloutsAhead, policy_step
+from hiexp.rl.staleness import Made, RolloutsAhead, policy_step
 from hiexp.rl.weight_sync import PROBE_TOKENS, WeightSync
 from hiexp.tasks.question import Question
 
 T = TypeVar("T")
 _PROBES = 8
+
+
+@runtime_checkable
+class Sleeper(Protocol):
+    """An engine that can give its memory back while the trainer needs it."""
+
+    def sleep(self) -> None:
+        """Give it back."""
+        ...
+
+    def wake_up(self) -> None:
+        """Take it back; weights must be pushed again."""
+        ...
 
 
 class RolloutSource:
@@ -58,6 +71,7 @@ class RolloutSource:
             probes = [list(tokenizer(one.text)["input_ids"])[:longest] for one in questions[:_PROBES]]
             self._sync = WeightSync(replica, probes, config.rollout.sync_tolerance)
         self._ahead: RolloutsAhead | None = None
+        self._loaded: dict[str, Any] = {}
         self._current = replica is None  # whether the engine has the trainer's weights, or gets them in its queue
 
     def begin(self, step: int, sample: Callable[[int, int], list[Rollout]], folder: Path | None) -> None:
@@ -71,29 +85,26 @@ class RolloutSource:
         self._ahead.begin(step, self._copy(), stored)
         self._current = True
 
-    def rollouts(self, step: int) -> list[Rollout]:
-        """The rollouts of ``step``."""
+    def rollouts(self, step: int) -> tuple[list[Rollout], dict[str, Any]]:
+        """The rollouts of ``step`` and metrics of the weights they come from."""
         if self._ahead is not None:
-            return self._ahead.take(step)
-        rollouts = self._sample(step, step - 1)
-        if hasattr(self.engine, "sleep"):
-            self.engine.sleep()
-        return rollouts
+            rollouts, metrics = self._ahead.take(step)
+        else:
+            rollouts, metrics = self._sample(step, step - 1), self._loaded
+            if isinstance(self.engine, Sleeper):
+                self.engine.sleep()
+        return rollouts, {**metrics, "staleness": step - 1 - policy_step(step, self._lag)}
 
-    def updated(self, step: int) -> dict[str, Any]:
-        """Update ``step`` is done; gives the engine its weights and returns metrics about that."""
-        metrics: dict[str, Any] = {"staleness": step - 1 - policy_step(step, self._lag)} if step > 0 else {}
+    def updated(self, step: int) -> None:
+        """Update ``step`` is done; the engine gets its weights."""
         if self._ahead is not None:
-            metrics |= self._ahead.metrics()
             self._ahead.updated(step, self._copy())
         elif self._sync is not None:
-            if hasattr(self.engine, "wake_up"):
+            if isinstance(self.engine, Sleeper):
                 self.engine.wake_up()
-            weights = self._model.state_dict()
-            expected = self._sync.expected(self._model)
-            metrics |= self._ranks.on_main(lambda: self._load({"weights": weights, "expected": expected}))
+            update = {"weights": self._model.state_dict(), "expected": self._sync.expected(self._model)}
+            self._loaded = self._ranks.on_main(lambda: self._load(update))
             self._current = True
-        return metrics
 
     def run(self, work: Callable[[], T]) -> T:
         """``work()``, which uses the engine, with the weights of the last update."""
@@ -103,9 +114,9 @@ class RolloutSource:
 
     def write(self, step: int, folder: Path) -> None:
         """What a checkpoint after ``step`` holds of this object."""
-        for ahead, rollouts in (self._ahead.pending(step) if self._ahead is not None else {}).items():
+        for ahead, (rollouts, metrics) in (self._ahead.pending(step) if self._ahead is not None else {}).items():
             (folder / "ahead").mkdir(exist_ok=True)
-            rows = [rollout.to_json() for rollout in rollouts]
+            rows = [metrics, *(rollout.to_json() for rollout in rollouts)]
             write_jsonl(folder / "ahead" / f"step_{ahead:06d}.jsonl.gz", rows)
 
     def close(self) -> None:
@@ -126,9 +137,10 @@ class RolloutSource:
         return {"seconds_sync": seconds, **self._sync.check(expected)}
 
 
-def _read(folder: Path) -> dict[int, list[Rollout]]:
-    """Rollouts by step as :meth:`RolloutSource.write` stored them."""
-    return {
-        int(path.name.removeprefix("step_").split(".")[0]): [Rollout.from_json(row) for _, row in read_jsonl(path)]
-        for path in sorted(folder.glob("step_*.jsonl.gz"))
-    }
+def _read(folder: Path) -> dict[int, Made]:
+    """Rollouts by step as :meth:`RolloutSource.write` stored them, metrics in the first line."""
+    made = {}
+    for path in sorted(folder.glob("step_*.jsonl.gz")):
+        (_, metrics), *rows = read_jsonl(path)
+        made[int(path.name.removeprefix("step_").split(".")[0])] = [Rollout.from_json(row) for _, row in rows], metrics
+    return made

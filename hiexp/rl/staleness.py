@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from hiexp.agent.record import Rollout
 
 T = TypeVar("T")
+Metrics = dict[str, Any]
+Made = tuple[list[Rollout], Metrics]  # rollouts, and what loading the weights behind them reported
 
 
 def policy_step(step: int, lag: int) -> int:
@@ -35,7 +37,7 @@ class RolloutsAhead:
     def __init__(
         self,
         sample: Callable[[int, int], list[Rollout]],
-        load: Callable[[Mapping[str, Any]], dict[str, Any]],
+        load: Callable[[Mapping[str, Any]], Metrics],
         lag: int,
         last: int,
     ) -> None:
@@ -43,10 +45,10 @@ class RolloutsAhead:
             raise ValueError(f"lag: expected at least 1, got {lag}")
         self._sample, self._load, self.lag, self.last = sample, load, lag, last
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hiexp-rollouts")
-        self._made: dict[int, Future[list[Rollout]]] = {}
-        self._loaded: Future[dict[str, Any]] | None = None
+        self._made: dict[int, Future[Made]] = {}
+        self._loaded: Future[Metrics] | None = None
 
-    def begin(self, step: int, weights: Mapping[str, Any], stored: Mapping[int, list[Rollout]]) -> None:
+    def begin(self, step: int, weights: Mapping[str, Any], stored: Mapping[int, Made]) -> None:
         """Go on after ``step`` updates with ``weights``, which nobody may change; ``stored``: see :meth:`pending`.
 
         Raises:
@@ -70,11 +72,11 @@ class RolloutsAhead:
             if ahead not in self._made and policy_step(ahead, self.lag) == step:
                 self._made[ahead] = self._worker.submit(self._make, self._loaded, ahead, step)
 
-    def _make(self, loaded: Future[dict[str, Any]], step: int, policy: int) -> list[Rollout]:
-        loaded.result()  # where loading failed, rollouts would be of other weights
-        return self._sample(step, policy)
+    def _make(self, loaded: Future[Metrics], step: int, policy: int) -> Made:
+        metrics = loaded.result()  # raises where loading failed: rollouts would be of other weights
+        return self._sample(step, policy), metrics
 
-    def take(self, step: int) -> list[Rollout]:
+    def take(self, step: int) -> Made:
         """The rollouts of ``step``; waits for them. Each step can be taken once."""
         return self._made.pop(step).result()
 
@@ -82,23 +84,18 @@ class RolloutsAhead:
         """``work()`` in the worker, with the weights of the last update, after the rollouts queued so far."""
         return self._worker.submit(self._after_load, self._loaded, work).result()
 
-    def _after_load(self, loaded: Future[dict[str, Any]] | None, work: Callable[[], T]) -> T:
+    def _after_load(self, loaded: Future[Metrics] | None, work: Callable[[], T]) -> T:
         if loaded is not None:
             loaded.result()
         return work()
 
-    def pending(self, step: int) -> dict[int, list[Rollout]]:
+    def pending(self, step: int) -> dict[int, Made]:
         """What a checkpoint after ``step`` must store: rollouts of later steps by weights older than its own."""
         return {
             ahead: made.result()
             for ahead, made in sorted(self._made.items())
             if policy_step(ahead, self.lag) < step
         }
-
-    def metrics(self) -> dict[str, Any]:
-        """What loading the newest weights that have arrived reported; empty while they are on their way."""
-        done = self._loaded is not None and self._loaded.done()
-        return self._loaded.result() if done and self._loaded is not None else {}
 
     def close(self) -> None:
         """Forget what is queued; waits for what is under way."""

@@ -192,12 +192,12 @@ class GRPOTrainer:
         acted = self._act(step)
         learning = time.perf_counter()
         metrics = self._learn(acted, step)
-        metrics |= self._source.updated(step)
+        self._source.updated(step)
         end = time.perf_counter()
         return {
             "step": step, **reward_metrics(acted.rewards, acted.groups, acted.with_experience), **metrics,
             **rollout_metrics(acted.rollouts, acted.with_experience), **snapshot_metrics(self.snapshot),
-            **acted.seconds, "seconds_update": end - learning, "seconds_step": end - begin,
+            **acted.seconds, **acted.engine, "seconds_update": end - learning, "seconds_step": end - begin,
         }  # fmt: skip
 
     def _act(self, step: int) -> ActedStep:
@@ -206,14 +206,14 @@ class GRPOTrainer:
         config, size = self.config, self.config.rollout.group_size
         asked = self.task.training(step, config.run.questions_per_step).questions
         questions = [question for question in asked for _ in range(size)]
-        rollouts = self._source.rollouts(step)
+        rollouts, engine = self._source.rollouts(step)
         acted = time.perf_counter()
         rewards = score_rollouts(rollouts, questions, self.task, config.task.metric, config.task.malformed_reward)
         self.ranks.on_main(lambda: self.directory.write_rollouts(step, rollouts))
         check_rewards(rewards, rollouts, config.algorithm.nan_reward)
         seconds = {"seconds_rollout": acted - begin, "seconds_score": time.perf_counter() - acted}
         groups = np.repeat(np.arange(len(asked)), size)
-        return ActedStep(questions, rollouts, rewards, groups, self._informed(len(asked)), seconds)
+        return ActedStep(questions, rollouts, rewards, groups, self._informed(len(asked)), seconds, engine)
 
     def _sample(self, step: int, policy_step: int) -> list[Rollout]:
         """Rollouts on the questions of ``step`` with the weights that the engine has, those after ``policy_step``."""

@@ -79,7 +79,8 @@ def make_policy(hidden_size: int = 32) -> tuple[Any, Any]:
     tokenizer = make_tokenizer([*COMPACT_TAGS, *COMPACT_WORDS, *COLOURS, *THINGS, "colour", "of", "?", "is"])
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=64, tie_word_embeddings=True, bos_token_id=2, eos_token_id=3, pad_token_id=0,
+        num_attention_heads=2, max_position_embeddings=64, tie_word_embeddings=True, bos_token_id=2, eos_token_id=3,
+        pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
