@@ -1,7 +1,7 @@
-"""Print what a vLLM wheel needs, without torch and its companions, one requirement a line (standard library and packaging only).
+"""Print what a vLLM wheel needs apart from torch and its companions, one requirement a line.
 
-torch is installed first and pinned; torchaudio, torchvision and torchcodec serve images and sound, which hiexp never sends, and have
-no CPU build on every index. Usage: vllm_requirements.py WHEEL
+torch is installed first and pinned; torchaudio, torchvision and torchcodec serve images and sound, which hiexp never
+sends, and have no CPU build on every index. Usage: vllm_requirements.py WHEEL
 """
 
 import sys

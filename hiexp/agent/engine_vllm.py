@@ -8,6 +8,7 @@ runs in the calling process, on one device; vLLM sets the global random state an
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,9 @@ from hiexp.agent.stopping import StopRule
 # Read by vLLM when it makes an engine: the model in this process, and the model runner whose logits processors
 # vllm_sampling.py implements.
 _SETTINGS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0"}
+# vLLM 0.32 looks into the attributes of every loaded module at its start and fails on this one, which numba loads and
+# bm25s with it: its object `lib` answers every attribute, __dict__ too, with a function.
+_UNREADABLE = "llvmlite.binding.ffi"
 _CPU_BLOCK = 32  # tokens per block of the cache, what prefix caching can share; vLLM's CPU kernels want multiples of 32
 
 
@@ -76,7 +80,7 @@ class VllmEngine:
         cpu = self._vllm.platforms.current_platform.is_cpu()
         # Compiling a model takes minutes on a CPU and gains little there.
         device = {"enforce_eager": True, "block_size": _CPU_BLOCK} if cpu else {"enable_sleep_mode": True}
-        with _environment(_SETTINGS):
+        with _environment(_SETTINGS), _hidden(_UNREADABLE):
             try:
                 return self._vllm.LLM(
                     model, skip_tokenizer_init=True, load_format=weights, dtype=dtype, max_model_len=context_length,
@@ -227,7 +231,9 @@ class _Turn:
             logprobs = [self.draws.logprobs[i] for i in range(len(self.token_ids))]
             self.draws.close()
         if not np.isfinite(logprobs).all():
-            raise ValueError(f"model: log-probabilities of row {self.row} are not finite; the weights may have diverged")
+            raise ValueError(
+                f"model: log-probabilities of row {self.row} are not finite; the weights may have diverged"
+            )
         self.generation = Generation(self.token_ids, logprobs, reason)
         return True
 
@@ -314,6 +320,17 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Take a module out of ``sys.modules`` for the length of a block."""
+    found = sys.modules.pop(module, None)
+    try:
+        yield
+    finally:
+        if found is not None:
+            sys.modules[module] = found
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from hiexp._extras import require
 from hiexp.agent.sampling import sample, uniforms
 
 torch = require("torch", "train", "hiexp.agent.vllm_sampling")
-vllm_processors = require("vllm.v1.sample.logits_processor", "vllm", "hiexp.agent.vllm_sampling")
+vllm_processors: Any = require("vllm.v1.sample.logits_processor", "vllm", "hiexp.agent.vllm_sampling")
 
 _DRAWS = 64  # uniform numbers made ahead
 _KEY = "hiexp_draws"

@@ -92,9 +92,7 @@ class RolloutsAhead:
     def pending(self, step: int) -> dict[int, Made]:
         """What a checkpoint after ``step`` must store: rollouts of later steps by weights older than its own."""
         return {
-            ahead: made.result()
-            for ahead, made in sorted(self._made.items())
-            if policy_step(ahead, self.lag) < step
+            ahead: made.result() for ahead, made in sorted(self._made.items()) if policy_step(ahead, self.lag) < step
         }
 
     def close(self) -> None:

@@ -160,7 +160,7 @@ class GRPOTrainer:
             return log.rows[-1] if log.rows else {}
 
     def _train_step(self, step: int, log: MetricsLog, listener: Listener | None, preemption: Preemption) -> None:
-        """One step with all that belongs to it: metrics, evaluation, checkpoint, the end where a signal asked for it."""
+        """One step with all that belongs to it: metrics, evaluation, checkpoint, the end where a signal asked."""
         run = self.config.run
         metrics = self._step(step)
         row = self.ranks.on_main(lambda: log.append(metrics))

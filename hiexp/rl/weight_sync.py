@@ -147,9 +147,7 @@ class ServerReplica:
         given = self.server.post("/completions", body).get("prompt_logprobs")
         if not isinstance(given, list) or len(given) != len(sequence):
             raise ServiceError(f"{self.server.url}/completions: expected prompt_logprobs, got {given!r:.200}")
-        return [
-            float(place[str(token)]["logprob"]) for token, place in zip(sequence[1:], given[1:], strict=True)
-        ]
+        return [float(place[str(token)]["logprob"]) for token, place in zip(sequence[1:], given[1:], strict=True)]
 
     def _post(self, path: str, body: Mapping[str, Any]) -> Any:
         try:

@@ -48,7 +48,7 @@ def test_the_rule_holds_at_every_step_and_over_a_restart(lag, last, stop, betwee
         assert step - 1 - policy_step(step, lag) <= lag
         ahead.updated(step, {"after": step})
         if between:
-            assert ahead.run(lambda: worker.weights) == step
+            assert ahead.run(lambda worker=worker: worker.weights) == step
         if step == stop:
             stored = ahead.pending(step)
             ahead.close()
@@ -158,14 +158,14 @@ def test_a_continued_run_ends_like_an_uninterrupted_one(tiny_run, tmp_path):
         )
     )  # fmt: skip
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(kind, row):
         if kind == "step" and row["step"] == 3:
-            raise Stop
+            raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         trainer.train(stop)
     assert sorted(path.name for path in (cut / "checkpoints" / "step_000002" / "ahead").iterdir()) == [
         "step_000003.jsonl.gz", "step_000004.jsonl.gz",

@@ -86,3 +86,13 @@ def vllm_engine(shared_vllm, make_model):
     yield shared_vllm
     if shared_vllm.weights_changed:
         shared_vllm.load_weights(make_model(0).state_dict())
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory):
+    """The run in miniature of the trainer's tests, with heads wide enough for vLLM's CPU kernels."""
+    import runpy
+    from pathlib import Path
+
+    rl = runpy.run_path(str(Path(__file__).parents[1] / "rl" / "conftest.py"))
+    return rl["write_run"](tmp_path_factory.mktemp("miniature"), hidden_size=64)

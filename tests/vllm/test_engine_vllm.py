@@ -36,7 +36,7 @@ def test_rows_with_other_settings_share_a_batch(vllm_engine, local):
     for session, sampling in zip(sessions, settings, strict=True):
         session.start([0], [9], [], sampling)
     for session, prompt, seed, sampling in zip(sessions, PROMPTS, SEEDS, settings, strict=True):
-        (_, turn), = session.finished()
+        ((_, turn),) = session.finished()
         assert_same([turn], generate(local.open([prompt], [seed]), [0], [9], [], sampling))
 
 
