@@ -89,23 +89,23 @@ def linear_policy_loss(
     )  # fmt: skip
     impl = choose_implementation(impl, weight if weight.dtype == torch.float64 else hidden)
     needs = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden, weight, bias)]
-    loss, values, *_ = operator(
+    loss, values, *_, logprobs = operator(
         hidden, weight, targets, bias, temperature, *inputs.flat(), *settings.flat(), impl, entropy, needs
     )
     optional = optional_metrics(settings, ref_logprobs, engine_logprobs, entropy)
-    return PolicyLoss(loss, values.detach(), optional)
+    return PolicyLoss(loss, values.detach(), optional, logprobs.detach())
 
 
 @torch.library.custom_op(
     "hiexp::linear_policy_loss",
     mutates_args=(),
     schema=f"(Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, Tensor? temperature, {INPUTS}, bool entropy, "
-    "bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def operator(
     hidden: Any, weight: Any, targets: Any, bias: Any, temperature: Any, *arguments: Any
-) -> tuple[Any, Any, Any, Any, Any]:
-    """(loss, metrics, gradients of hidden, weight and bias, empty where ``needs`` says no)."""
+) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """(loss, metrics, gradients of hidden, weight and bias, empty where ``needs`` says no, log-probs (N,))."""
     *tensors, names, numbers, impl, entropy, needs = arguments
     settings = Settings.of(names, numbers)
     whole = Problem(hidden, weight, targets, bias, None)
@@ -123,7 +123,11 @@ def operator(
             needs=tuple(needs),
         )  # fmt: skip
     metrics = torch.cat([metrics_vector(counts, outcome.statistics), outcome.entropy.double().sum()[None]])
-    return outcome.statistics[0].to(whole.accumulator), metrics, *_as_inputs(outcome, hidden, weight, bias, rows)
+    gradients = _as_inputs(outcome, hidden, weight, bias, rows)
+    logprobs = outcome.logprobs
+    if len(rows) < hidden.shape[0]:
+        logprobs = logprobs.new_zeros(hidden.shape[0]).index_copy_(0, rows, logprobs)
+    return outcome.statistics[0].to(whole.accumulator), metrics, *gradients, logprobs
 
 
 def _as_inputs(outcome: Any, hidden: Any, weight: Any, bias: Any, rows: Any) -> tuple[Any, Any, Any]:
@@ -151,13 +155,14 @@ def _operator_fake(hidden: Any, weight: Any, targets: Any, bias: Any, *arguments
         x.new_empty(x.shape, dtype=_held(x.dtype)) if need else metrics.new_empty(0)
         for x, need in zip((hidden, weight, bias), arguments[-1], strict=True)
     ]
-    return hidden.new_empty((), dtype=accumulator), metrics, *grads
+    logprobs = hidden.new_empty(hidden.shape[:1], dtype=accumulator)
+    return hidden.new_empty((), dtype=accumulator), metrics, *grads, logprobs
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     ctx.needs, ctx.inputs = inputs[-1], len(inputs)
     ctx.dtypes = [None if x is None else x.dtype for x in (inputs[0], inputs[1], inputs[3])]
-    ctx.save_for_backward(*output[2:])
+    ctx.save_for_backward(*output[2:5])
 
 
 def _backward(ctx: Any, upstream: Any, *_: Any) -> tuple[Any, ...]:

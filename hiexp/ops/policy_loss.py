@@ -45,11 +45,13 @@ class PolicyLoss:
         loss: scalar tensor, with gradient.
         values: what :attr:`metrics` is read from, still on the device.
         optional: which optional metrics there are.
+        logprobs: (N,) log-probs of the policy without gradient; tokens that do not count hold no meaning.
     """
 
     loss: torch.Tensor
     values: torch.Tensor
     optional: frozenset[str]
+    logprobs: torch.Tensor
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -174,7 +176,8 @@ def policy_loss(
     )  # fmt: skip
     impl = choose_implementation(impl, logprobs)
     loss, _, values = operator(logprobs, *inputs.flat(), *settings.flat(), impl)
-    return PolicyLoss(loss, values.detach(), optional_metrics(settings, ref_logprobs, engine_logprobs))
+    optional = optional_metrics(settings, ref_logprobs, engine_logprobs)
+    return PolicyLoss(loss, values.detach(), optional, logprobs.detach())
 
 
 def choose_implementation(impl: str | None, values: torch.Tensor) -> str:

@@ -80,11 +80,11 @@ class Actor:
         for (identifier, _), count in counts.items():
             if count > 1:
                 raise ValueError(f"question {identifier!r}: expected different question ids in a step, got it twice")
-        agent = self._agent(tool if tool is not None else self.tool, sampling)
         size = self.config.rollout.batch_rows
         mine = self.ranks.share([question.id for question in questions])
 
         def answer_mine() -> list[Rollout]:
+            agent = self._agent(tool if tool is not None else self.tool, sampling)
             rollouts: list[Rollout] = []
             for first in track(range(mine.start, mine.stop, size), label):
                 rows = slice(first, min(first + size, mine.stop))

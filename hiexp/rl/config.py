@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hiexp.rl.config_parse import build, check_ranges, read_yaml, setting, to_plain
+from hiexp.rl.losses import find_loss
 
+ALARMS = ("kl", "entropy", "degenerate", "mask", "mismatch", "nan_reward")
+ImportanceMode = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "geometric_mask"]
 AdvantagePreset = Literal["verl", "trl", "trl_async", "openrlhf", "slime", "prime_rl", "dr_grpo", "rloo"]
 
 
@@ -32,6 +35,16 @@ class ModelConfig:
     """Longest sequence in tokens; the model's own limit where null."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora_rank: int = setting(0, at_least=0)
+    """Train an adapter of this rank (LoRA, through peft) instead of the weights; 0 trains the weights."""
+    lora_alpha: float = setting(32.0, above=0.0)
+    """The adapter's output is scaled by lora_alpha / lora_rank."""
+    lora_dropout: float = setting(0.0, at_least=0.0, at_most=0.9)
+    """Dropout before the adapter, during the update only."""
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    """Names of the layers that get an adapter, e.g. q_proj and v_proj; ``all-linear`` is all but the LM head."""
+    lora_merged: bool = False
+    """Write ``merged/`` into checkpoints too: a plain model with the adapter added to the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +110,13 @@ class ExperienceConfig:
     e1_threshold: float | None = setting(None, at_least=-1.0, at_most=2.0)
     """Least similarity of an E1 entry to be shown with documents; null takes the HEK's own calibration. The paper's 0.8
     belongs to its encoder; above 1 switches E1 off."""
+    dropout: float = setting(0.0, at_least=0.0, at_most=1.0)
+    """Each retrieved entry is dropped with this probability in training, alone, its place left empty (experience
+    dropout); the coin is a hash of the rollout's seed and id, entry and turn."""
+    dropout_final: float | None = setting(None, at_least=0.0, at_most=1.0)
+    """Probability that ``dropout`` moves to, linearly; null keeps it."""
+    dropout_steps: int = setting(0, at_least=0)
+    """Steps after which ``dropout_final`` is reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +166,14 @@ class RolloutConfig:
 class AlgorithmConfig:
     """The policy update."""
 
-    kind: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "grpo"
-    """Policy loss (paper: grpo; gspo also tried)."""
+    kind: str = "grpo"
+    """Policy loss (paper: grpo; gspo also tried): grpo, dr_grpo, dapo, gspo, cispo, rloo, the name of a registered one,
+    or one's own as ``FILE.py:FUNCTION`` or ``MODULE:FUNCTION`` (docs/training_losses.md)."""
+    loss_settings: dict[str, float] = field(default_factory=dict)
+    """Numbers that a loss of one's own reads, by name."""
+    aggregation: Literal["token", "sequence", "constant", "sum"] | None = None
+    """How token losses become one number: mean over tokens, mean over rollouts of their token means, sum over tokens /
+    (rollouts * most tokens a rollout may sample), or sum over tokens / rollouts; null is the kind's own."""
     lr: float = setting(1e-6, at_least=0.0)
     """Learning rate of AdamW."""
     warmup_steps: int = setting(0, at_least=0)
@@ -168,12 +194,25 @@ class AlgorithmConfig:
     """The importance ratio is clipped above 1 + clip_high; null is 0.28 for dapo and clip_low for the others."""
     importance_cap: float | None = setting(None, above=0.0)
     """Weigh tokens by min(exp(old - engine log-prob), cap), for engines that differ; null is off, 2 is usual."""
+    importance_mode: ImportanceMode = "token_truncate"
+    """What ``importance_cap`` bounds, by cutting to it or by weight 0 beyond it: the ratio of a token, the product over
+    a rollout, or (mask only) the geometric mean over a rollout, from below too; see hiexp/rl/importance.py."""
+    old_logprobs: Literal["auto", "trainer", "engine"] = "auto"
+    """Denominator of the ratio: the trainer's log-probs before the update, or those the engine sampled with; auto is
+    the engine's where rollouts come from older weights and ``importance_cap`` is null."""
     kl_coef: float = setting(1e-3, at_least=0.0)
     """Weight of the KL term to the frozen starting model (paper: 1e-3); 0 needs no reference model."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of the KL term (Schulman, http://joschu.net/blog/kl-approx.html)."""
+    """Estimator of the KL term in the loss (Schulman, http://joschu.net/blog/kl-approx.html)."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where the KL term goes; ``reward`` takes kl_coef * (the rollout's sum of k1) off its reward."""
+    kl_target: float | None = setting(None, above=0.0)
+    """Adapt ``kl_coef`` so that kl_ref, in nats per trained token, comes to this value; null keeps it fixed."""
+    kl_horizon: float = setting(10_000.0, above=0.0)
+    """Rollouts over which the adaptive coefficient may change by about a fifth."""
     advantage_preset: AdvantagePreset | None = None
-    """Convention of hiexp.group_advantage, e.g. ``dr_grpo`` for its loss; null is (r - mean) / (std + 1e-6), ddof 1."""
+    """Convention of hiexp.group_advantage; null is the kind's own: no division by the standard deviation for dr_grpo,
+    leave-one-out for rloo, (r - mean) / (std + 1e-6) with ddof 1 for the others."""
     nan_reward: Literal["raise", "zero"] = "raise"
     """A NaN reward stops the run with the rollout's name, or leaves that rollout out of the update."""
     epochs: int = setting(1, at_least=1)
@@ -181,9 +220,53 @@ class AlgorithmConfig:
     minibatches: int = setting(1, at_least=1)
     """Optimiser updates per pass."""
     tokens_per_microbatch: int = setting(8192, at_least=1)
-    """Most tokens, padding included, per forward and backward pass; no influence on results beyond rounding."""
+    """Most tokens, padding included, per forward and backward pass; no influence on results beyond rounding. Halved
+    where memory runs out."""
     max_grad_norm: float = setting(1.0, above=0.0)
     """The gradient is scaled down to this global norm."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreditConfig:
+    """From rewards to advantages: which rollouts are trained on, and how length counts."""
+
+    sampling_rounds: int = setting(1, at_least=1)
+    """Rounds of rollouts a step may take to replace groups that the filters below drop, or whose rewards are all equal,
+    by those of further questions (DAPO's dynamic sampling); 1 replaces none."""
+    filter_std: float | None = setting(None, at_least=0.0)
+    """Leave out groups whose rewards have at most this standard deviation; null leaves out those where all are equal."""
+    filter_low: float | None = None
+    """Leave out groups whose mean reward is this or less, e.g. 0 for all wrong; null is off."""
+    filter_high: float | None = None
+    """Leave out groups whose mean reward is this or more, e.g. 1 for all right; null is off."""
+    drop_truncated: bool = False
+    """Leave rollouts that ran out of tokens or context out of the loss; their rewards still count in their group."""
+    overlong_length: int | None = setting(None, at_least=1)
+    """Sampled tokens beyond which a rollout pays the whole length penalty; null is max_turns * max_new_tokens."""
+    overlong_buffer: int = setting(0, at_least=0)
+    """Tokens before ``overlong_length`` over which the penalty rises linearly (DAPO's soft punishment); 0 is off."""
+    overlong_penalty: float = setting(1.0, at_least=0.0)
+    """The whole length penalty, taken off the reward."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmConfig:
+    """When a step raises an alarm; alarms are printed, kept in alarms.jsonl and shown in the report."""
+
+    stop: tuple[str, ...] = ()
+    """Alarms that end the run after a checkpoint: kl, entropy, degenerate, mask, mismatch, nan_reward."""
+    kl: float = setting(1.0, above=0.0)
+    """kl: kl_ref or approx_kl above this many nats per token."""
+    entropy_share: float = setting(0.1, at_least=0.0)
+    """entropy: below this share of its mean over the first ``entropy_steps`` steps."""
+    entropy_steps: int = setting(5, at_least=1)
+    """Steps that say what entropy is normal."""
+    degenerate_steps: int = setting(5, at_least=1)
+    """degenerate: all groups without reward variance for this many steps in a row."""
+    mismatch: float = setting(0.1, above=0.0)
+    """mismatch: mean |trainer - engine log-prob| above this many nats."""
+    mismatch_share: float = setting(0.1, above=0.0)
+    """mismatch: share of tokens whose log-probs differ by more than 0.1 nats above this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +315,8 @@ class TrainConfig:
     experience: ExperienceConfig = field(default_factory=ExperienceConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    credit: CreditConfig = field(default_factory=CreditConfig)
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -241,6 +326,8 @@ class TrainConfig:
             raise ValueError(f"task.metric: expected 'accuracy' for task.kind 'maths', got {self.task.metric!r}")
         if self.task.kind != "maths" and self.task.metric == "accuracy":
             raise ValueError(f"task.metric: expected em, f1 or cem for task.kind {self.task.kind!r}, got 'accuracy'")
+        find_loss(self.algorithm.kind)
+        _check_updates(self)
         if len(self.algorithm.betas) != 2 or not all(0 <= beta < 1 for beta in self.algorithm.betas):
             raise ValueError(f"algorithm.betas: expected two numbers in [0, 1), got {self.algorithm.betas}")
         falls, arrives = self.algorithm.lr_schedule != "constant", self.algorithm.lr_decay_steps
@@ -277,3 +364,26 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Nested dicts of plain YAML types; :meth:`from_dict` is the inverse."""
         return to_plain(self)
+
+
+def _check_updates(config: TrainConfig) -> None:
+    """Settings of algorithm, credit, experience and alarms that contradict each other."""
+    algorithm, credit = config.algorithm, config.credit
+    if algorithm.kl_coef == 0 and (algorithm.kl_target is not None or algorithm.kl_in == "reward"):
+        raise ValueError("algorithm.kl_coef: expected a number > 0 with kl_target or kl_in: reward, got 0")
+    if algorithm.importance_mode != "token_truncate" and algorithm.importance_cap is None:
+        raise ValueError(f"algorithm.importance_cap: expected a number with {algorithm.importance_mode!r}, got null")
+    low, high = credit.filter_low, credit.filter_high
+    if low is not None and high is not None and low >= high:
+        raise ValueError(f"credit.filter_low: expected less than filter_high, {high}, got {low}")
+    longest = config.rollout.max_turns * config.rollout.max_new_tokens
+    if credit.overlong_buffer > (credit.overlong_length or longest):
+        raise ValueError(
+            f"credit.overlong_buffer: expected at most overlong_length, {credit.overlong_length or longest} tokens, "
+            f"got {credit.overlong_buffer}"
+        )
+    if (config.experience.dropout_final is None) != (config.experience.dropout_steps == 0):
+        raise ValueError("experience.dropout_final, dropout_steps: expected both or neither")
+    unknown = set(config.alarms.stop) - set(ALARMS)
+    if unknown:
+        raise ValueError(f"alarms.stop: expected names among {', '.join(ALARMS)}; got {sorted(unknown)}")

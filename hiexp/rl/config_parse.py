@@ -1,6 +1,7 @@
 """Strict reading of config dataclasses: unknown keys, wrong types and values out of range are refused by key path.
 
-Works on any tree of dataclasses whose leaves are bool, int, float, str, Literal, ``X | None`` or ``tuple[X, ...]``.
+Works on any tree of dataclasses whose leaves are bool, int, float, str, Literal, ``X | None``, ``tuple[X, ...]`` or
+``dict[str, X]``.
 """
 
 from __future__ import annotations
@@ -91,6 +92,10 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise TypeError(f"{where}: expected a list, got {type(value).__name__} {value!r}")
         return tuple(_convert(item, get_args(hint)[0], f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise TypeError(f"{where}: expected a mapping, got {type(value).__name__} {value!r}")
+        return {str(key): _convert(item, get_args(hint)[1], f"{where}.{key}") for key, item in value.items()}
     # bool is an int in Python; a config that says true where a number belongs is a mistake.
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

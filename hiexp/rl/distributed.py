@@ -64,7 +64,12 @@ class Ranks:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        distributed.all_gather_object(values, value)
+        try:
+            distributed.all_gather_object(values, value)
+        # gloo and NCCL report a closed connection and a timeout this way.
+        except RuntimeError as error:
+            message = f"another process of this run ended or hangs, so rank {self.rank} stops ({error})"
+            raise RankError(message) from error
         return values
 
     def share(self, keys: Sequence[Any]) -> slice:

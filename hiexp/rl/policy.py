@@ -1,18 +1,22 @@
-"""The policy as it is trained: prepared by accelerate, scored, sharpened by the optimiser, saved and loaded whole.
+"""The policy as it is trained: prepared by accelerate, scored, optimised, saved and loaded whole.
 
 What a checkpoint holds does not depend on how the run is spread over processes: ``model/`` loads with from_pretrained,
-optimizer.pt names parameters as one process would.
+optimizer.pt numbers parameters as one process would.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 
 from hiexp.rl.config import TrainConfig
+from hiexp.rl.lora import BaseScorer, add_adapter, read_adapter, write_adapter
+from hiexp.rl.sharding import set_optimizer_state, set_weights, whole_optimizer_state, whole_weights
 from hiexp.rl.update import PolicyScorer
 
 
@@ -20,42 +24,98 @@ class Policy:
     """Model and optimiser of a run.
 
     Args:
-        model: causal language model, on its device.
+        model: causal language model, on its device; becomes part of the policy.
         config: all settings.
         accelerator: the engine that trains it.
 
     Attributes:
         scorer: the model as accelerate wraps it, see :class:`hiexp.rl.update.PolicyScorer`.
         optimizer: AdamW over the trained parameters.
-        model: the trained model itself.
-        acting: the model that rollouts are sampled from.
+        model: the trained model itself, adapter layers included.
+        acting: the model that rollouts are sampled from; a copy with whole weights where the trained one is sharded,
+            because ranks that sample at their own pace cannot gather weights together.
+        reference: scorer of the frozen starting policy; None without KL term.
+
+    Raises:
+        ValueError: an engine of accelerate that this cannot run on.
     """
 
     def __init__(self, model: Any, config: TrainConfig, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
-        settings = config.algorithm
-        optimizer = torch.optim.AdamW(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
-            lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay,
-        )  # fmt: skip
-        self.scorer, self.optimizer = accelerator.prepare(PolicyScorer(model, config.rollout.temperature), optimizer)
+        _check_engine(accelerator)
+        self._config = config
+        self._adapted = add_adapter(model, config.model, config.run.seed) if config.model.lora_rank else None
+        self._sharded = accelerator.is_fsdp2
+        acting = copy.deepcopy(model).requires_grad_(False) if self._sharded else None
+        frozen = None
+        if config.algorithm.kl_coef > 0 and self._adapted is None:
+            frozen = copy.deepcopy(model).requires_grad_(False).to(accelerator.device)
+        if config.model.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+            # Behind frozen embeddings the inputs of a layer need a gradient for its recomputation to have one.
+            if self._adapted is not None:
+                model.enable_input_require_grads()
+        scorer = PolicyScorer(model, config.rollout.temperature)
+        # Where FSDP cuts: accelerate asks the module it is given.
+        scorer._no_split_modules = list(getattr(model, "_no_split_modules", None) or [])
+        self.scorer, self.optimizer = accelerator.prepare(scorer, _adamw(model, config))
         self.model = accelerator.unwrap_model(self.scorer).model
-        self.acting = self.model
+        self.acting = self.model if acting is None else acting.to(accelerator.device)
+        self.reference: Any = None
+        if frozen is not None:
+            self.reference = PolicyScorer(frozen, config.rollout.temperature)
+        elif config.algorithm.kl_coef > 0:
+            self.reference = BaseScorer(self.scorer, self._adapted)
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and whole tensor of every parameter and buffer; every rank has to take them all."""
+        return whole_weights(self.model)
+
+    def refresh(self) -> None:
+        """Bring the acting model up to date; every rank has to call this after an update."""
+        if self._sharded:
+            targets = dict([*self.acting.named_parameters(remove_duplicate=False), *self.acting.named_buffers()])
+            with torch.no_grad():
+                for name, tensor in self.weights():
+                    targets[name].copy_(tensor)
 
     def state(self) -> dict[str, Any]:
-        """Whole weights and optimiser state for :meth:`write`; all ranks have to call it, rank 0 gets the content."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """Whole weights and optimiser state for :meth:`write`; every rank has to call this."""
+        weights = whole_weights(self.model, trained_only=self._adapted is not None)
+        kept = {name: tensor.cpu() if self._sharded else tensor for name, tensor in weights}
+        return {"model": kept, "optimizer": whole_optimizer_state(self.optimizer)}
 
     def write(self, state: dict[str, Any], folder: Path) -> None:
         """Files of a checkpoint from :meth:`state`."""
-        self.model.save_pretrained(folder / "model", state_dict=state["model"])
+        if self._adapted is not None:
+            write_adapter(self._adapted, state["model"], folder, merged=self._config.model.lora_merged)
+        else:
+            persistent = self.model.state_dict().keys()
+            weights = {name: tensor for name, tensor in state["model"].items() if name in persistent}
+            self.model.save_pretrained(folder / "model", state_dict=weights)
         torch.save(state["optimizer"], folder / "optimizer.pt")
 
     def load(self, folder: Path) -> None:
         """Take weights and optimiser state out of a checkpoint; on every rank."""
-        saved = type(self.model).from_pretrained(folder / "model", dtype=self.model.dtype)
-        self.model.load_state_dict(saved.state_dict())
-        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        if self._adapted is not None:
+            weights = read_adapter(folder / "model")
+        else:
+            weights = type(self.model).from_pretrained(folder / "model", dtype=self.model.dtype).state_dict()
+        set_weights(self.model, weights)
+        set_optimizer_state(self.optimizer, torch.load(folder / "optimizer.pt", weights_only=True))
+        self.refresh()
+
+
+def _adamw(model: Any, config: TrainConfig) -> torch.optim.Optimizer:
+    settings = config.algorithm
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+
+
+def _check_engine(accelerator: Accelerator) -> None:
+    kind = accelerator.distributed_type
+    known = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+    if kind not in known and not accelerator.is_fsdp2:
+        raise ValueError(f"accelerate: expected one process, DDP or FSDP version 2, got {kind.value}")
 
 
 def random_state() -> dict[str, Any]:

@@ -11,7 +11,6 @@ of groups without reward variance leave the update, KL term included.
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -33,7 +32,7 @@ from hiexp.rl.config import TrainConfig
 from hiexp.rl.distributed import Ranks
 from hiexp.rl.evaluate import evaluate, evaluation_batches
 from hiexp.rl.metrics import MetricsLog, reward_metrics, rollout_metrics
-from hiexp.rl.model import check_policy, load_policy, pad_token_id, prepare, resolve_device
+from hiexp.rl.model import check_policy, load_policy, packs_prefixes, pad_token_id, prepare, resolve_device
 from hiexp.rl.policy import Policy, random_state, set_random_state
 from hiexp.rl.preemption import Preempted, Preemption, watched
 from hiexp.rl.reward import QuestionTask, Task, check_rewards, score_rollouts
@@ -41,7 +40,7 @@ from hiexp.rl.run_directory import RunDirectory
 from hiexp.rl.setup import check_leaks, choose_snapshot, make_task, make_tool, snapshot_metrics
 from hiexp.rl.source import RolloutSource
 from hiexp.rl.trackers import Trackers, check_trackers
-from hiexp.rl.update import PolicyScorer, PolicyUpdate
+from hiexp.rl.update import PolicyUpdate
 from hiexp.tasks.question import Question
 
 if TYPE_CHECKING:
@@ -108,21 +107,16 @@ class GRPOTrainer:
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
         self.ranks.agree("the config", config)
         self.ranks.agree("the HEK snapshot", None if self.snapshot is None else self.snapshot.id)
-        reference = None
-        if config.algorithm.kl_coef > 0:
-            frozen = copy.deepcopy(model).requires_grad_(False).to(self.accelerator.device)
-            reference = PolicyScorer(frozen, config.rollout.temperature)
-        if config.model.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
         self.policy = Policy(model, config, self.accelerator)
         self.model, self.optimizer = self.policy.model, self.policy.optimizer
         probes = self.task.training(1, config.run.questions_per_step).questions
         self._source = RolloutSource(config, self.policy.acting, self.tokenizer, self.ranks, probes)
         self._actor = Actor(self._source.engine, self.tool, config, self.ranks)
         self._update = PolicyUpdate(
-            self.policy.scorer, reference, self.optimizer, self.accelerator, config.algorithm,
+            self.policy.scorer, self.policy.reference, self.optimizer, self.accelerator, config.algorithm,
             pad_id=pad_token_id(self.tokenizer), seed=config.run.seed,
             constant_length=config.rollout.max_turns * config.rollout.max_new_tokens, ranks=self.ranks,
+            packed=packs_prefixes(self.policy.acting),
         )  # fmt: skip
 
     def _check_questions(self) -> None:
@@ -160,7 +154,7 @@ class GRPOTrainer:
             return log.rows[-1] if log.rows else {}
 
     def _train_step(self, step: int, log: MetricsLog, listener: Listener | None, preemption: Preemption) -> None:
-        """One step with all that belongs to it: metrics, evaluation, checkpoint, the end where a signal asked."""
+        """One step with all that belongs to it: metrics, evaluation, checkpoint, and the end if a signal asked."""
         run = self.config.run
         metrics = self._step(step)
         row = self.ranks.on_main(lambda: log.append(metrics))
@@ -246,12 +240,13 @@ class GRPOTrainer:
         result = group_advantage(rewards, acted.groups, preset=settings.advantage_preset, nan=settings.nan_reward)
         out = np.asarray(result.zero_variance) | np.isnan(rewards)
         trained = [i for i, rollout in enumerate(acted.rollouts) if not out[i] and trainable(rollout)]
-        self.model.train(self.config.model.gradient_checkpointing)
+        self.model.train(self.config.model.gradient_checkpointing or self.config.model.lora_dropout > 0)
         try:
             staleness = step - 1 - min(rollout.policy_step for rollout in acted.rollouts)
             return self._update.run(acted.rollouts, np.asarray(result.advantages), trained, step, staleness=staleness)
         finally:
             self.model.eval()
+            self.policy.refresh()
 
     def evaluate(self, step: int = 0) -> dict[str, Any]:
         """``{"step", "without_hek", "with_hek"}`` of the current weights over the evaluation questions."""
@@ -314,7 +309,10 @@ class GRPOTrainer:
         """Load the last whole checkpoint and forget what came after it; returns its step, 0 for a fresh start."""
         found = self.ranks.on_main(self.checkpoints.latest)
         step = 0 if found is None else found[0]
-        if found is not None:
+        if found is None:
+            # What draws from torch's own generators (dropout of an adapter) depends on the run's seed alone.
+            torch.manual_seed(rollout_seed(self.config.run.seed, 0, self.ranks.rank, 0))
+        else:
             self._load(found[1])
         self.ranks.on_main(lambda: self._settle(step))
         self._source.begin(step, self._sample, None if found is None else found[1])

@@ -1,27 +1,39 @@
 """One policy update: log-probs of the trained tokens under old, reference and current weights, loss, optimiser.
 
 What a step computes does not depend on how it is cut into micro-batches: all losses of one optimiser update are divided
-by the update's own count of tokens or sequences, so the gradients of its micro-batches add up to the whole.
+by the update's own count of tokens or sequences, so the gradients of its micro-batches add up to the whole. That is why
+an update that runs out of memory may be done again in smaller pieces (memory.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from hiexp.agent.record import Rollout
-from hiexp.ops._policy_batch import DEFAULT_AGGREGATION
 from hiexp.ops.linear_policy_loss import linear_policy_loss
+from hiexp.ops.policy_loss import PolicyLoss
 from hiexp.ops.token_logprobs import token_logprobs
 from hiexp.rl.batch import MicroBatch, engine_logprobs, microbatches, packed_engine_logprobs, sampled_positions
 from hiexp.rl.config import AlgorithmConfig
 from hiexp.rl.distributed import Ranks, to_cpu
+from hiexp.rl.faults import non_finite
+from hiexp.rl.importance import importance_weights
+from hiexp.rl.kl import KLController
+from hiexp.rl.losses import find_loss
+from hiexp.rl.memory import TokenBudget
 from hiexp.rl.model import lm_head, packs_prefixes, trained_hidden_states
+from hiexp.rl.registered_loss import registered_loss
 from hiexp.rl.schedule import learning_rate
+from hiexp.rl.totals import Totals
+
+Array = np.ndarray[Any, Any]
 
 
 class PolicyScorer(torch.nn.Module):
@@ -39,11 +51,40 @@ class PolicyScorer(torch.nn.Module):
         head = {"bias": bias, "temperature": self.temperature}
         if loss is None:
             return token_logprobs(rows, weight, batch.targets, **head)
+        if "function" in loss:
+            scores = token_logprobs(rows, weight, batch.targets, entropy=True, **head)
+            return registered_loss(scores=scores, cu_seqlens=batch.cu_seqlens, **loss)
         # Logits and gradients of the head exist a chunk of rows at a time, whatever the micro-batch.
         return linear_policy_loss(
             rows, weight, batch.targets, mask=torch.ones_like(batch.targets), cu_seqlens=batch.cu_seqlens,
             entropy=True, **head, **loss,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-probs ``(n_i,)`` of the trained tokens of rollout i, by i, before the update; None where they are not needed.
+
+    ``old``: denominator of the ratio; None means the policy itself, so that every ratio is 1. ``stale``: it is what the
+    engine sampled with, not what the trainer computes for the same weights.
+    """
+
+    old: dict[int, Any] | None
+    reference: dict[int, Any] | None
+    stale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What one optimiser update is made from; ``first``: no rollout of it was trained on in this step before."""
+
+    rollouts: Sequence[Rollout]
+    advantages: Array
+    rewards: Array | None
+    indices: list[int]
+    scores: Scores
+    step: int
+    first: bool
 
 
 class PolicyUpdate:
@@ -58,13 +99,15 @@ class PolicyUpdate:
         pad_id: token id for padding.
         constant_length: most sampled tokens of a rollout, the divisor of dr_grpo.
         seed: with the step, decides the order of minibatches.
+        faults: folder for batches whose loss is not finite, None writes none.
         ranks: the processes that share the work; None is this one alone.
+        packed: whether rollouts share prefixes, see :func:`hiexp.rl.model.packs_prefixes`; None tries it out.
     """
 
     def __init__(
         self,
         scorer: Any,
-        reference: PolicyScorer | None,
+        reference: Any,
         optimizer: Any,
         accelerator: Any,
         config: AlgorithmConfig,
@@ -72,58 +115,100 @@ class PolicyUpdate:
         pad_id: int,
         constant_length: int,
         seed: int,
+        faults: Path | None = None,
         ranks: Ranks | None = None,
+        packed: bool | None = None,
     ) -> None:
         self.scorer, self.reference, self.optimizer, self.accelerator = scorer, reference, optimizer, accelerator
-        self.config, self.pad_id, self.seed = config, pad_id, seed
+        self.config, self.pad_id, self.seed, self.faults = config, pad_id, seed, faults
         self.ranks = Ranks() if ranks is None else ranks
-        self._packed = packs_prefixes(accelerator.unwrap_model(scorer).model)
-        self._aggregation = DEFAULT_AGGREGATION[config.kind]
-        self._constant_length = constant_length if self._aggregation == "constant" else None
+        self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
+        self.budget = TokenBudget(config.tokens_per_microbatch)
+        self._packed = packs_prefixes(accelerator.unwrap_model(scorer).model) if packed is None else packed
+        self._recipe = find_loss(config.kind)
+        aggregation = config.aggregation or self._recipe.aggregation
+        # The sum over a rollout's tokens is the constant aggregation with length 1.
+        self._constant_length = {"constant": constant_length, "sum": 1}.get(aggregation)
+        self._aggregation = "constant" if aggregation == "sum" else aggregation
+
+    def score(self, rollouts: Sequence[Rollout], indices: Sequence[int], step: int, staleness: int = 0) -> Scores:
+        """Old and reference log-probs of the rollouts ``indices`` as far as the update or the reward needs them.
+
+        ``staleness``: updates since the weights that made the rollouts. Above 0 the policy is not the one that acted,
+        so the ratio is taken to what the engine sampled with; with ``importance_cap`` it stays the trainer's, and the
+        cap bounds the rest (decoupled objective, Hilton et al. 2021, arXiv:2110.00641; AReaL, arXiv:2505.24298).
+        """
+        config = self.config
+        engine = config.old_logprobs == "engine" or (
+            config.old_logprobs == "auto" and staleness > 0 and config.importance_cap is None
+        )
+        old = None
+        if engine:
+            old = {i: engine_logprobs(rollouts[i], self.accelerator.device) for i in indices}
+        elif self._several_updates or self._weighs or config.kl_in == "reward":
+            old = self._score_all(self.scorer, rollouts, indices, step)
+        reference = None
+        if self.reference is not None:
+            reference = self._score_all(self.reference, rollouts, indices, step)
+        return Scores(old, reference, engine)
 
     def run(
         self,
         rollouts: Sequence[Rollout],
-        advantages: np.ndarray[Any, Any],
+        advantages: Array,
         trained: Sequence[int],
         step: int,
+        *,
+        rewards: Array | None = None,
+        scores: Scores | None = None,
         staleness: int = 0,
-    ) -> dict[str, float | None]:
+    ) -> dict[str, float]:
         """Update the policy on the rollouts ``trained``; ``advantages`` ``(len(rollouts),)``.
 
-        ``staleness``: updates since the weights that made the rollouts. Above 0 the policy is not the one that acted,
-        so the ratio is taken to what the engine sampled with.
+        Args:
+            rewards: for the record of a batch that fails.
+            scores: of all of ``trained``, from :meth:`score`; made here where None.
+            staleness: see :meth:`score`.
 
-        Returns lr, loss, grad_norm and, as token means over all updates, kl_ref, approx_kl, clip_fraction, entropy and
-        engine_mismatch (|engine log-prob - old log-prob|). With nothing to train there is lr alone, and weights and
-        optimiser moments stay as they are.
+        Returns lr, loss, grad_norm, kl_coef, oom_retries, trained_tokens, and as token means over all updates
+        :data:`hiexp.rl.totals.REPORTED` and the loss's own; engine_mismatch (|engine log-prob - trainer's before the
+        update|), its maximum and its share beyond the bound over the tokens of the first pass. With nothing to train
+        there is lr alone, and weights and optimiser moments stay as they are.
 
         Raises:
-            RuntimeError: the gradient is not finite; the weights are those before the update.
+            NonFiniteError: loss or gradient is not finite; the weights are those before the update.
+            MemoryError: a single rollout does not fit.
         """
         lr = self._set_learning_rate(step)
         if not trained:
             return {"lr": lr}
-        old = self._score_all(self.scorer, rollouts, trained) if self._several_updates else None
-        if staleness > 0:
-            old = {i: engine_logprobs(rollouts[i], self.accelerator.device) for i in trained}
-        reference = self._score_all(self.reference, rollouts, trained) if self.reference is not None else None
-        totals = _TokenMeans(self.ranks)
-        losses, norms = [], []
+        self.budget.retries = 0
+        scores = self.score(rollouts, trained, step, staleness) if scores is None else scores
+        totals, losses, norms = Totals(), [], []
         for epoch in range(self.config.epochs):
             order = np.random.default_rng([self.seed, step, epoch]).permutation(np.asarray(trained))
             for minibatch in np.array_split(order, min(self.config.minibatches, len(order))):
-                loss, norm = self._optimise(rollouts, advantages, minibatch.tolist(), old, reference, totals, step)
+                job = _Job(rollouts, advantages, rewards, minibatch.tolist(), scores, step, epoch == 0)
+                loss, norm = self._optimise(job, totals)
                 losses.append(loss)
                 norms.append(norm)
-        return {"lr": lr, "loss": float(np.mean(losses)), "grad_norm": float(np.mean(norms)), **totals.means()}
+        metrics = {"lr": lr, "loss": float(np.mean(losses)), "grad_norm": float(np.mean(norms)), **totals.metrics()}
+        metrics |= {
+            "trained_tokens": totals.tokens["engine_mismatch"], "oom_retries": self.budget.retries,
+            "kl_coef": self.kl.coefficient,
+        }  # fmt: skip
+        self.kl.update(metrics.get("kl_ref"), len(trained))
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this object besides weights and optimiser, as plain JSON types."""
-        return {}
+        """What a checkpoint needs besides weights and optimiser."""
+        return {"kl": self.kl.state_dict(), "tokens_per_microbatch": self.budget.tokens}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Continue from :meth:`state_dict`."""
+        self.kl.load_state_dict(state["kl"])
+        # Only ever smaller: what did not fit before does not fit now.
+        self.budget.tokens = min(self.budget.tokens, int(state["tokens_per_microbatch"]))
 
     @property
     def _several_updates(self) -> bool:
@@ -131,71 +216,109 @@ class PolicyUpdate:
         # saved.
         return self.config.epochs * self.config.minibatches > 1
 
+    @property
+    def _weighs(self) -> bool:
+        """Whether importance weights are made here: those of single tokens are cut inside the fused loss."""
+        mode, cap = self.config.importance_mode, self.config.importance_cap
+        return cap is not None and (mode != "token_truncate" or self._recipe.function is not None)
+
     def _set_learning_rate(self, step: int) -> float:
         lr = learning_rate(self.config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
 
-    def _batches(self, rollouts: Sequence[Rollout], indices: Sequence[int]) -> list[MicroBatch]:
+    def _batches(self, rollouts: Sequence[Rollout], indices: Sequence[int], budget: int) -> list[MicroBatch]:
         """This rank's share of the micro-batches of ``indices``."""
-        budget, device = self.config.tokens_per_microbatch, self.accelerator.device
+        device = self.accelerator.device
         return microbatches(rollouts, indices, budget, self.pad_id, device, packed=self._packed, ranks=self.ranks)
 
+    def _within_memory(self, work: Any, rollouts: Sequence[Rollout], indices: Sequence[int], what: str) -> Any:
+        """``work(micro-batches)``, in smaller ones where memory runs out."""
+
+        def clean() -> None:
+            if self.ranks.size > 1:
+                # The other ranks wait in a reduction that this one will not reach: only a restart helps.
+                raise MemoryError(f"{what}: out of memory on one rank; lower algorithm.tokens_per_microbatch")
+            self.optimizer.zero_grad(set_to_none=True)
+
+        return self.budget.run(lambda budget: self._batches(rollouts, indices, budget), work, clean, what)
+
     @torch.no_grad()
-    def _score_all(self, scorer: Any, rollouts: Sequence[Rollout], indices: Sequence[int]) -> dict[int, Any]:
+    def _score_all(self, scorer: Any, rollouts: Sequence[Rollout], indices: Sequence[int], step: int) -> dict[int, Any]:
         """Rollout index -> log-probs ``(n_i,)`` of its trained tokens, the scores of all ranks."""
-        scores: dict[int, Any] = {}
-        for batch in self._batches(rollouts, indices):
-            pieces = scorer(batch).logprobs.tensor_split(batch.cu_seqlens[1:-1].cpu())
-            if not batch.filler:
-                scores.update(zip(batch.indices, pieces, strict=True))
+
+        def work(batches: Sequence[MicroBatch]) -> dict[int, Any]:
+            scores: dict[int, Any] = {}
+            for batch in batches:
+                pieces = scorer(batch).logprobs.tensor_split(batch.cu_seqlens[1:-1].cpu())
+                if not batch.filler:
+                    scores.update(zip(batch.indices, pieces, strict=True))
+            return scores
+
+        # Dropout of an adapter belongs to the update alone.
+        training = self.scorer.training
+        self.scorer.eval()
+        scores: dict[int, Any] = self._within_memory(work, rollouts, indices, f"step {step}, scoring")
+        self.scorer.train(training)
         if self.ranks.size == 1:
             return scores
         device = self.accelerator.device
         return {i: score.to(device) for part in self.ranks.gather(to_cpu(scores)) for i, score in part.items()}
 
-    def _optimise(
-        self,
-        rollouts: Sequence[Rollout],
-        advantages: np.ndarray[Any, Any],
-        indices: list[int],
-        old: dict[int, Any] | None,
-        reference: dict[int, Any] | None,
-        totals: _TokenMeans,
-        step: int,
-    ) -> tuple[float, float]:
-        """One optimiser update over the rollouts ``indices``; returns loss and gradient norm."""
-        batches = self._batches(rollouts, indices)
-        # Of the whole update, not of this rank's share: gradients of all ranks add up to those of one process.
-        denominator = float(len(indices))
-        if self._aggregation == "token":
-            denominator = float(sum(len(sampled_positions(rollouts[i])) for i in indices))
-        total_loss = 0.0
-        for number, batch in enumerate(batches, start=1):
-            settings = {
-                # None: the policy is still the one that acted.
-                "old_logprobs": None if old is None else _gather(old, batch),
-                "advantages": torch.as_tensor(advantages[batch.indices], dtype=torch.float32),
-                "ref_logprobs": None if reference is None else _gather(reference, batch),
-                "engine_logprobs": packed_engine_logprobs(rollouts, batch),
-                "denominator": denominator,
-                **self._loss_settings(),
-            }
-            with self._gradients_met(number == len(batches)):
-                result = self.scorer(batch, loss=settings)
-                # The engines of accelerate average gradients over ranks.
-                self.accelerator.backward(result.loss * (0.0 if batch.filler else float(self.ranks.size)))
-            if not batch.filler:
-                total_loss += float(result.loss.detach())
-                totals.add(result.metrics)
-        total_loss = self.ranks.sum({"loss": total_loss})["loss"]
+    def _optimise(self, job: _Job, totals: Totals) -> tuple[float, float]:
+        """One optimiser update over the rollouts of ``job``; returns loss and gradient norm."""
+
+        def work(batches: Sequence[MicroBatch]) -> tuple[float, Totals, MicroBatch]:
+            return *self._backward(job, batches), batches[-1]
+
+        what = f"step {job.step}, update"
+        loss, found, batch = self._within_memory(work, job.rollouts, job.indices, what)
+        for part in self.ranks.gather(found):
+            totals.merge(part)
+        loss = self.ranks.sum({"loss": loss})["loss"]
         norm = float(self.accelerator.clip_grad_norm_(self.scorer.parameters(), self.config.max_grad_norm))
         if not np.isfinite(norm):
-            raise RuntimeError(f"step {step}: the gradient is not finite ({norm}); lower algorithm.lr or use float32")
+            self.optimizer.zero_grad(set_to_none=True)
+            raise self._fault(f"the gradient is not finite ({norm})", job, batch, {})
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return total_loss, norm
+        return loss, norm
+
+    def _backward(self, job: _Job, batches: Sequence[MicroBatch]) -> tuple[float, Totals]:
+        """Gradients of all micro-batches; returns this rank's part of the update's loss."""
+        # Of the whole update, not of this rank's share: gradients of all ranks add up to those of one process.
+        denominator = float(len(job.indices))
+        if self._aggregation == "token":
+            denominator = float(sum(len(sampled_positions(job.rollouts[i])) for i in job.indices))
+        total, totals = 0.0, Totals()
+        for number, batch in enumerate(batches, start=1):
+            tokens, found = self._tokens(job, batch), Totals()
+            arguments = self._arguments(job, batch, tokens, denominator, found)
+            with self._gradients_met(number == len(batches)):
+                result = self._forward_backward(job, batch, tokens, arguments)
+            if batch.filler:
+                continue
+            total += float(result.loss.detach())
+            totals.merge(found)
+            totals.add_loss(result.metrics)
+            if job.first:
+                before = result.logprobs if tokens["old"] is None or job.scores.stale else tokens["old"]
+                totals.add_mismatch(before, tokens["engine"])
+        return total, totals
+
+    def _forward_backward(
+        self, job: _Job, batch: MicroBatch, tokens: dict[str, Any], arguments: dict[str, Any]
+    ) -> PolicyLoss:
+        """Adds the gradient of one micro-batch; a loss that is not finite ends the step before that."""
+        result: PolicyLoss = self.scorer(batch, loss=arguments)
+        loss = float(result.loss.detach())
+        if not np.isfinite(loss) or result.metrics["nonfinite_tokens"]:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise self._fault(f"the loss is not finite ({loss})", job, batch, tokens | {"logprobs": result.logprobs})
+        # The engines of accelerate average gradients over ranks; what a filler computes counts for nothing.
+        self.accelerator.backward(result.loss * (0.0 if batch.filler else float(self.ranks.size)))
+        return result
 
     def _gradients_met(self, last: bool) -> AbstractContextManager[Any]:
         """Ranks exchange the gradients of an update once, with its last micro-batch."""
@@ -204,48 +327,45 @@ class PolicyUpdate:
         context: AbstractContextManager[Any] = self.accelerator.no_sync(self.scorer)
         return context
 
-    def _loss_settings(self) -> dict[str, Any]:
-        config = self.config
+    def _tokens(self, job: _Job, batch: MicroBatch) -> dict[str, Any]:
+        """Log-probs (N,) of the batch's trained tokens: old, reference, engine; None where there are none."""
         return {
-            "kind": config.kind,
-            "clip_low": config.clip_low,
-            "clip_high": config.clip_high,
-            "kl_coef": config.kl_coef,
-            "kl_estimator": config.kl_estimator,
-            "truncation": config.importance_cap,
-            "constant_length": self._constant_length,
+            "old": _gather(job.scores.old, batch),
+            "reference": _gather(job.scores.reference, batch),
+            "engine": packed_engine_logprobs(job.rollouts, batch),
         }
 
+    def _arguments(
+        self, job: _Job, batch: MicroBatch, tokens: dict[str, Any], denominator: float, totals: Totals
+    ) -> dict[str, Any]:
+        """Arguments of ``linear_policy_loss`` or of ``registered_loss``."""
+        config, function = self.config, self._recipe.function
+        advantages = torch.as_tensor(job.advantages[batch.indices], dtype=torch.float32, device=batch.targets.device)
+        weights = None
+        if self._weighs and config.importance_cap is not None:
+            weights, cut = importance_weights(
+                tokens["old"], tokens["engine"], batch.cu_seqlens, config.importance_mode, config.importance_cap
+            )
+            totals.add_cut(cut)
+        shared = {
+            "old_logprobs": tokens["old"], "ref_logprobs": tokens["reference"], "engine_logprobs": tokens["engine"],
+            "denominator": denominator, "aggregation": self._aggregation, "constant_length": self._constant_length,
+            "clip_low": config.clip_low, "clip_high": config.clip_high, "kl_estimator": config.kl_estimator,
+            "kl_coef": self.kl.coefficient if config.kl_in == "loss" else 0.0,
+        }  # fmt: skip
+        if function is not None:
+            own = {"function": function, "importance": weights, "loss_settings": config.loss_settings}
+            return {**shared, **own, "advantages": advantages}
+        if weights is not None:
+            # Every fused policy term is linear in the advantage, so its weight goes there.
+            advantages = advantages.repeat_interleave(batch.cu_seqlens.diff()) * weights
+        truncation = None if self._weighs else config.importance_cap
+        return {**shared, "kind": self._recipe.fused, "advantages": advantages, "truncation": truncation}
 
-def _gather(scores: dict[int, Any], batch: MicroBatch) -> Any:
-    return torch.cat([scores[i] for i in batch.indices])
+    def _fault(self, what: str, job: _Job, batch: MicroBatch, tokens: dict[str, Any]) -> Exception:
+        values = {"reward": job.rewards, "advantage": job.advantages}
+        return non_finite(what, job.step, job.rollouts, batch, tokens, values, self.faults)
 
 
-# Metric of a step -> metric of the loss.
-_REPORTED = {
-    "kl_ref": "kl_ref",
-    "approx_kl": "approx_kl",
-    "clip_fraction": "clip_fraction",
-    "entropy": "entropy",
-    "engine_mismatch": "engine_gap",
-}
-
-
-class _TokenMeans:
-    """Token-weighted means over micro-batches, those of all ranks."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
-        self._sums: dict[str, float] = {"tokens": 0.0}
-
-    def add(self, metrics: dict[str, float]) -> None:
-        tokens = int(metrics["tokens"])
-        self._sums["tokens"] += tokens
-        for name, key in _REPORTED.items():
-            if key in metrics:
-                self._sums[name] = self._sums.get(name, 0.0) + metrics[key] * tokens
-
-    def means(self) -> dict[str, float]:
-        sums = self._ranks.sum(self._sums)
-        tokens = sums.pop("tokens")
-        return {name: total / tokens for name, total in sums.items()}
+def _gather(scores: dict[int, Any] | None, batch: MicroBatch) -> Any:
+    return None if scores is None else torch.cat([scores[i] for i in batch.indices])

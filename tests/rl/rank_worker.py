@@ -1,0 +1,97 @@
+"""Run by test_distributed.py in a process of its own: one rank of a training run, with what the test wants to see.
+
+Reads CONFIG (dict), RANK, SIZE, PORT, FOLDER, and optional FSDP (bool), KILL (rank, step), RAISE (rank, step).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def environment(rank: int, size: int, port: int) -> None:
+    """What ``accelerate launch`` sets."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"})
+
+
+def record(trainer: Any, folder: Path) -> None:
+    """Save the clipped gradients of every update, just before the optimiser uses them."""
+    step, count = trainer.optimizer.step, 0
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        gradients = [whole(p.grad).flatten() for p in trainer.policy.scorer.parameters() if p.grad is not None]
+        torch.save(torch.cat(gradients).clone(), folder / f"gradient_{count}_rank{trainer.ranks.rank}.pt")
+        return step(*args, **kwargs)
+
+    trainer._update.optimizer.step = recorded
+
+
+def whole(tensor: Any) -> Any:
+    """A sharded tensor gathered."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def fail(trainer: Any, place: tuple[int, int], how: Any) -> None:
+    """Call ``how`` before the rollouts of step ``place[1]`` on rank ``place[0]``."""
+    run, rank = trainer._actor.run, trainer.ranks.rank
+
+    def failing(*rows: Any, **settings: Any) -> Any:
+        if (rank, settings["policy_step"] + 1) == tuple(place):
+            trainer._actor._agent = lambda *args: how()
+        return run(*rows, **settings)
+
+    trainer._actor.run = failing
+
+
+def broken_tool() -> None:
+    """An engine or tool that breaks."""
+    raise RuntimeError("the corpus caught fire")
+
+
+def sharding_accelerator(**settings: Any) -> Any:
+    """accelerate offers FSDP to GPUs only, torch also to CPUs: tell it what the launcher would on GPUs."""
+    from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
+
+    accelerator = Accelerator(**settings)
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False,
+        reshard_after_forward=True,
+    )  # fmt: skip
+    return accelerator
+
+
+def main(names: dict[str, Any]) -> None:
+    """Train as one rank; the outcome is left in FOLDER."""
+    rank, folder = names["RANK"], Path(names["FOLDER"])
+    environment(rank, names["SIZE"], names["PORT"])
+    torch.set_num_threads(1)
+    from hiexp.rl.config import TrainConfig
+    from hiexp.rl import trainer as module
+    from hiexp.rl.trainer import GRPOTrainer
+
+    if names.get("FSDP"):
+        module.Accelerator = sharding_accelerator
+    trainer = GRPOTrainer(TrainConfig.from_dict(names["CONFIG"]))
+    record(trainer, folder)
+    if names.get("KILL"):
+        fail(trainer, names["KILL"], lambda: os.kill(os.getpid(), signal.SIGKILL))
+    if names.get("RAISE"):
+        fail(trainer, names["RAISE"], broken_tool)
+    try:
+        row = trainer.train()
+    except Exception as error:
+        (folder / f"error_rank{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+        os._exit(3)
+    torch.save({key: value for key, value in row.items() if "seconds" not in key}, folder / f"row_rank{rank}.pt")
+
+
+main(globals())

@@ -1,0 +1,159 @@
+"""LoRA: only the adapter learns, with the gradients of plain autograd; the reference is the model without it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from hiexp.rl.batch import microbatches
+from hiexp.rl.config import ModelConfig, TrainConfig
+from hiexp.rl.model import load_policy
+from hiexp.rl.policy import Policy
+from hiexp.rl.trainer import GRPOTrainer
+from hiexp.rl.update import PolicyScorer, PolicyUpdate
+
+pytest.importorskip("peft")
+LORA = {"lora_rank": 4, "lora_alpha": 8.0}
+
+
+def make_policy(tiny_run, **stages):
+    config = TrainConfig.from_dict(tiny_run.config("unused", model={**LORA, **stages.pop("model", {})}, **stages))
+    model, _ = load_policy(config.model)
+    return Policy(model, config, Accelerator(cpu=True)), config
+
+
+def stir(policy):
+    """Second matrices of an adapter begin at 0; here they get some values."""
+    with torch.no_grad():
+        for i, (name, weight) in enumerate(policy.model.named_parameters()):
+            if "lora_B" in name:
+                weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(i))
+
+
+def rollouts(n=6):
+    from hiexp.agent.record import Rollout
+
+    rng = np.random.default_rng(0)
+    made = []
+    for i in range(n):
+        tokens = [5, 6, 7, 8, *rng.integers(4, 30, int(rng.integers(4, 14))).tolist()]
+        mask = [0, 0, 0, 0, *[1] * (len(tokens) - 4)]
+        logprobs = [-3.0 * m for m in mask]
+        made.append(
+            Rollout(f"q/{i}/0", "q", "?", tokens, mask, logprobs, [], [], [], None, i, 0, "hiexp", "answer", "x")
+        )
+    return made
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_of_the_adapter_equal_plain_autograd(tiny_run, packed, checkpointing):
+    policy, config = make_policy(
+        tiny_run, model={"gradient_checkpointing": checkpointing}, algorithm={"kl_coef": 0.0}
+    )
+    stir(policy)
+    made, advantages = rollouts(), np.array([1.0, -1.0, 0.5, 2.0, -0.7, 0.3])
+    update = PolicyUpdate(
+        policy.scorer, None, policy.optimizer, Accelerator(cpu=True), config.algorithm,
+        pad_id=0, constant_length=20, seed=0, packed=packed,
+    )  # fmt: skip
+    seen = {}
+    policy.optimizer.step = lambda: seen.update(
+        {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None}
+    )
+    policy.model.train(checkpointing)
+    norm = update.run(made, advantages, range(6), step=1)["grad_norm"]
+
+    plain, _ = make_policy(tiny_run)
+    stir(plain)
+    loss = 0.0
+    for rollout, advantage in zip(made, advantages, strict=True):
+        ids = torch.tensor([rollout.token_ids])
+        logits = plain.model(input_ids=ids).logits[0, 3:-1] / config.rollout.temperature
+        logprobs = logits.log_softmax(-1).gather(1, ids[0, 4:, None])[:, 0]
+        # With one update the ratio is 1, and its gradient that of the log-prob.
+        loss = loss - advantage * logprobs.mean() / len(made)
+    loss.backward()
+    expected = {name: p.grad for name, p in plain.model.named_parameters() if p.grad is not None}
+    assert set(seen) == set(expected)
+    assert all("lora_" in name for name in seen)
+    total = torch.cat([gradient.flatten() for gradient in expected.values()]).norm().item()
+    assert norm == pytest.approx(total, rel=1e-4)
+    scale = min(1.0, config.algorithm.max_grad_norm / total)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(seen[name], gradient * scale, atol=1e-6, rtol=1e-3)
+
+
+def test_the_reference_is_the_model_without_the_adapter(tiny_run):
+    policy, config = make_policy(tiny_run, algorithm={"kl_coef": 0.1})
+    stir(policy)
+    base = PolicyScorer(load_policy(config.model)[0], config.rollout.temperature)
+    batch = microbatches(rollouts(), range(6), 1000, 0)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(policy.reference(batch).logprobs, base(batch).logprobs)
+        assert (policy.scorer(batch).logprobs - base(batch).logprobs).abs().max() > 1e-2
+    assert all(p.requires_grad == ("lora_" in name) for name, p in policy.model.named_parameters())
+
+
+def weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model" / "adapter_model.safetensors")
+
+
+def test_a_run_trains_saves_and_resumes_the_adapter_alone(tiny_run, tmp_path):
+    settings = {**LORA, "lora_merged": True, "lora_dropout": 0.1}
+    options = {"model": settings, "algorithm": {"kl_coef": 0.05, "minibatches": 2}}
+    whole = tiny_run.config(tmp_path / "whole", run={"steps": 3, "checkpoint_every": 3}, **options)
+    last = GRPOTrainer(TrainConfig.from_dict(whole)).train()
+    for steps in (2, 3):
+        torch.randn(steps)
+        pieces = tiny_run.config(tmp_path / "pieces", run={"steps": steps}, **options)
+        trainer = GRPOTrainer(TrainConfig.from_dict(pieces))
+        row = trainer.train()
+    assert {k: v for k, v in row.items() if "seconds" not in k and "peak" not in k} == {
+        k: v for k, v in last.items() if "seconds" not in k and "peak" not in k
+    }
+    final = tmp_path / "pieces" / "checkpoints" / "step_000003"
+    expected = weights(tmp_path / "whole" / "checkpoints" / "step_000003")
+    got = weights(final)
+    assert set(got) == set(expected)
+    assert all(torch.equal(got[name], expected[name]) for name in got)
+    assert any(tensor.abs().max() > 0 for name, tensor in got.items() if "lora_B" in name)
+    assert not list((final / "model").glob("model*.safetensors"))
+    ids = torch.arange(4, 12)[None]
+    with torch.no_grad():
+        expected_logits = trainer.model(input_ids=ids).logits
+    torch.save((ids, expected_logits), tmp_path / "expected.pt")
+    code = f"""
+import sys, torch
+from transformers import AutoModelForCausalLM
+ids, expected = torch.load({str(tmp_path / "expected.pt")!r})
+for folder in ("merged", "model"):
+    model = AutoModelForCausalLM.from_pretrained({str(final)!r} + "/" + folder).eval()
+    torch.testing.assert_close(model(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-4)
+assert "hiexp" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_layers_that_are_not_there(tiny_run):
+    with pytest.raises(ValueError, match=r"model.lora_targets: .*nowhere"):
+        make_policy(tiny_run, model={"lora_targets": ["nowhere"]})
+
+
+def test_the_adapter_of_a_run_is_that_of_its_seed(tiny_run):
+    first, _ = make_policy(tiny_run)
+    torch.randn(7)
+    again, _ = make_policy(tiny_run)
+    other, _ = make_policy(tiny_run, run={"seed": 2})
+    names = [name for name, _ in first.model.named_parameters() if "lora_A" in name]
+    get = [dict(policy.model.named_parameters()) for policy in (first, again, other)]
+    assert all(torch.equal(get[0][name], get[1][name]) for name in names)
+    assert not any(torch.equal(get[0][name], get[2][name]) for name in names)
+    assert ModelConfig().lora_rank == 0
