@@ -6,6 +6,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 CONSTRAINTS ?= constraints/cpu.txt
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ STRICT := -C cmake.define.HIEXP_WERROR=ON
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(wildcard csrc/*.* csrc/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types format kernels sanitize package-check bench gpu-check clean
+.PHONY: help quickstart test lint types format kernels sanitize package-check vllm-env vllm-test bench gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -66,6 +67,12 @@ sanitize: $(VENV)/.dev ## address, undefined and thread sanitizers over the CPU 
 package-check: $(VENV)/.dev ## build wheel and sdist, install each into an empty environment, run them there
 	scripts/package_check.sh $(BIN)/python
 
+vllm-env: ## an environment of its own with the CPU build of vLLM and hiexp, in VLLM_VENV
+	PYTHON=$(PYTHON) PIP_FLAGS='$(PIP_FLAGS)' scripts/vllm_env.sh $(VLLM_VENV)
+
+vllm-test: vllm-env ## the tests that run a real vLLM, in process and as a server
+	$(VLLM_VENV)/bin/python -m pytest tests/vllm
+
 bench: $(VENV)/.dev ## run the benchmark suites
 	$(BIN)/python -m pytest benchmarks --benchmark-group-by=param
 
@@ -73,4 +80,4 @@ gpu-check: ## on a GPU machine: offline build, GPU tests, compute-sanitizer, GPU
 	scripts/gpu_check.sh
 
 clean: ## remove builds and caches (keeps runs/)
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV) $(VLLM_VENV)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from hiexp.io import DataError, atomic_write
 
 if TYPE_CHECKING:
-    from hiexp.agent.engine import Engine
     from hiexp.experience.retrieve import Snapshot
     from hiexp.rl.act import Actor
     from hiexp.rl.config import TrainConfig
@@ -69,6 +68,7 @@ def make_actor(config: TrainConfig) -> Actor:
     import torch
 
     from hiexp.rl.act import Actor
+    from hiexp.rl.make_engine import make_engine
     from hiexp.rl.model import quiet_transformers
     from hiexp.rl.setup import make_tool
 
@@ -76,25 +76,7 @@ def make_actor(config: TrainConfig) -> Actor:
         torch.set_num_threads(config.run.threads)
     quiet_transformers()
     tool = make_tool(config.tool)
-    return Actor(_engine(config), tool, config)
-
-
-def _engine(config: TrainConfig) -> Engine:
-    from hiexp.rl.model import load_policy, load_tokenizer, resolve_device
-
-    if not config.rollout.server:
-        from hiexp.agent.engine_transformers import TransformersEngine
-
-        model, tokenizer = load_policy(config.model)
-        device = resolve_device(config.model.device)
-        return TransformersEngine(model, tokenizer, device, config.model.context_length)
-    from hiexp.agent.engine_openai import OpenAIEngine
-    from hiexp.agent.openai_server import OpenAIServer
-
-    if config.model.context_length is None:
-        raise ValueError("model.context_length: expected the server's limit of tokens with rollout.server, got null")
-    server = OpenAIServer(config.rollout.server_model or config.model.path, config.rollout.server)
-    return OpenAIEngine(server, load_tokenizer(config.model), config.model.context_length)
+    return Actor(make_engine(config), tool, config)
 
 
 def output_directory(out: Path, settings: dict[str, Any]) -> Path:

@@ -54,11 +54,9 @@ class OpenAIServer:
         Raises:
             ServiceError: as :func:`post_json`, or an answer without choices.
         """
-        key = os.environ.get(self.key_variable)
-        headers = {} if not key else {"Authorization": f"Bearer {key}"}
         reply = post_json(
             self.url + path, {"model": self.model, **body}, timeout_s=self.timeout_s, retries=self.retries,
-            headers=headers,
+            headers=self.headers(),
         )  # fmt: skip
         choices = reply.get("choices") if isinstance(reply, dict) else None
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
@@ -66,6 +64,11 @@ class OpenAIServer:
         self._count(reply.get("usage"))
         choice: dict[str, Any] = choices[0]
         return choice
+
+    def headers(self) -> dict[str, str]:
+        """The header that carries the key, if there is one."""
+        key = os.environ.get(self.key_variable)
+        return {"Authorization": f"Bearer {key}"} if key else {}
 
     def _count(self, usage: Any) -> None:
         with self._lock:

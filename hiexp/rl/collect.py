@@ -65,8 +65,10 @@ def collect(act_round: ActRound, wanted: int, credit: CreditConfig) -> ActedStep
     chosen = _first_of(kept, wanted)
     step = _joined(rounds, chosen) if any(chosen) else first
     replaced = len(np.unique(sampled.groups)) - sum(map(len, chosen))
-    metrics = {"sampling_rounds": len(rounds), "replaced_groups": replaced}
-    return replace(step, seconds=sampled.seconds, sampled=sampled, metrics=metrics)
+    metrics = {**first.metrics, "sampling_rounds": len(rounds), "replaced_groups": replaced}
+    # The oldest rollouts decide what the update takes as the old policy.
+    staleness = max(acted.staleness for acted in rounds)
+    return replace(step, seconds=sampled.seconds, staleness=staleness, sampled=sampled, metrics=metrics)
 
 
 def _first_of(kept: list[list[int]], wanted: int) -> list[list[int]]:

@@ -185,11 +185,23 @@ class RolloutConfig:
     """Most searches at once of a tool on another machine (``http``); other rollouts go on meanwhile."""
     engine_retries: int = setting(2, at_least=0)
     """How often a rollout goes on from its tokens after the engine died under it; then the run stops."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What samples where no ``server`` is named; ``vllm`` runs in this process and needs the extra vllm."""
+    vllm_cache_gib: float = setting(4.0, above=0.0)
+    """Memory of vLLM's cache of keys and values in GiB."""
     server: str = ""
     """Base URL of an OpenAI-compatible server that samples instead of this process (``vllm serve``); the key comes from
-    OPENAI_API_KEY. For ``hiexp rollout`` and ``eval``: a trainer's new weights do not reach it."""
+    OPENAI_API_KEY. Training with it needs ``weights_dir``."""
     server_model: str = ""
     """The model's name on the server; empty takes ``model.path``, which is where the tokenizer comes from."""
+    weights_dir: str = ""
+    """Folder that a trainer writes new weights to and ``vllm serve``, started with VLLM_SERVER_DEV_MODE=1, reads them
+    from, under the same path."""
+    sync_tolerance: float = setting(0.1, above=0.0)
+    """Most mean |trainer - engine log-prob| in nats over probe tokens after new weights; above it the run stops."""
+    staleness: int = setting(0, at_least=0)
+    """Updates that the weights behind a rollout are old: rollouts of step s come from those after update
+    max(0, s - 1 - staleness) and are made while earlier steps are trained; 0 makes them when they are needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +382,8 @@ class TrainConfig:
             raise ValueError(
                 "rollout.demonstration: expected false for hiexp_compact, whose prompt has no instructions"
             )
+        if self.rollout.server and self.rollout.engine == "vllm":
+            raise ValueError("rollout.engine: expected transformers (unused) with rollout.server, got 'vllm'")
         unknown = set(self.experience.start_levels) - {"E1", "E2", "E3"}
         if unknown:
             raise ValueError(f"experience.start_levels: expected levels among E1, E2, E3; got {sorted(unknown)}")

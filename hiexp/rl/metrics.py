@@ -27,12 +27,13 @@ FINISH_REASONS: tuple[FinishReason, ...] = (
 )  # fmt: skip
 # Seconds and memory: the only values that depend on the machine.
 TIME_KEYS = (
-    "seconds_rollout", "seconds_score", "seconds_update", "seconds_step", "peak_rss_mb", "peak_cuda_mb", "oom_retries",
+    "seconds_rollout", "seconds_score", "seconds_update", "seconds_sync", "seconds_step", "peak_rss_mb", "peak_cuda_mb", "oom_retries",
 )  # fmt: skip
 METRIC_KEYS = (
     "step", "reward_mean", "reward_std", "advantage_var_raw", "zero_variance_share", "nan_rewards", "grad_norm", "loss",
     "kl_ref", "kl_coef", "kl_penalty", "approx_kl", "clip_fraction", "clip_fraction_low", "clip_fraction_high",
-    "entropy", "engine_mismatch", "engine_mismatch_max", "engine_mismatch_share", "importance_cut", "staleness", "lr",
+    "entropy", "engine_mismatch", "engine_mismatch_max", "engine_mismatch_share", "importance_cut", "sync_gap_mean",
+    "sync_gap_max", "staleness", "lr",
     "overlong_penalty", "filtered_groups", "sampling_rounds", "replaced_groups", "trained_rollouts", "trained_tokens",
     "searches_per_answer", "response_tokens", "response_tokens_max", "truncated_share",
     "prompt_tokens", "experience_hit_rate_E1", "experience_hit_rate_E2", "experience_hit_rate_E3",

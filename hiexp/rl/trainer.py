@@ -26,7 +26,6 @@ from accelerate import Accelerator
 
 from hiexp.agent.dropout import annealed
 from hiexp.agent.engine import Sampling
-from hiexp.agent.engine_transformers import TransformersEngine
 from hiexp.agent.record import Rollout
 from hiexp.rl.act import ActedStep, Actor, rollout_seed
 from hiexp.rl.alarms import AlarmError, AlarmLog
@@ -42,9 +41,10 @@ from hiexp.rl.metrics import MetricsLog, reward_metrics, rollout_metrics
 from hiexp.rl.model import check_policy, load_policy, packs_prefixes, pad_token_id, prepare, resolve_device
 from hiexp.rl.policy import Policy, random_state, set_random_state
 from hiexp.rl.preemption import Preempted, Preemption, watched
-from hiexp.rl.reward import QuestionTask, Task, check_rewards, score_rollouts
+from hiexp.rl.reward import QuestionTask, Task, TaskBatch, check_rewards, score_rollouts
 from hiexp.rl.run_directory import RunDirectory
 from hiexp.rl.setup import check_leaks, choose_snapshot, make_task, make_tool, snapshot_metrics
+from hiexp.rl.source import RolloutSource
 from hiexp.rl.trackers import Trackers, check_trackers
 from hiexp.rl.update import PolicyUpdate
 from hiexp.tasks.question import Question
@@ -86,8 +86,8 @@ class GRPOTrainer:
     ) -> None:
         if (model is None) != (tokenizer is None):
             raise ValueError("model, tokenizer: expected both or neither")
-        if config.rollout.server:
-            raise ValueError("rollout.server: expected an empty string in training: new weights do not reach a server")
+        if config.rollout.server and not config.rollout.weights_dir:
+            raise ValueError("rollout.weights_dir: expected a folder in training: new weights must reach the server")
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)
         self.config = config
@@ -116,13 +116,9 @@ class GRPOTrainer:
         self.ranks.agree("the HEK snapshot", None if self.snapshot is None else self.snapshot.id)
         self.policy = Policy(model, config, self.accelerator)
         self.model, self.optimizer = self.policy.model, self.policy.optimizer
-        engine = TransformersEngine(
-            self.policy.acting,
-            self.tokenizer,
-            device=self.accelerator.device,
-            context_length=config.model.context_length,
-        )
-        self._actor = Actor(engine, self.tool, config, self.ranks)
+        probes = self.task.training(1, config.run.questions_per_step).questions
+        self._source = RolloutSource(config, self.policy.acting, self.tokenizer, self.ranks, probes)
+        self._actor = Actor(self._source.engine, self.tool, config, self.ranks)
         self._update = PolicyUpdate(
             self.policy.scorer, self.policy.reference, self.optimizer, self.accelerator, config.algorithm,
             pad_id=pad_token_id(self.tokenizer), seed=config.run.seed,
@@ -157,6 +153,7 @@ class GRPOTrainer:
             self.ranks.on_main(lambda: held.enter_context(self.directory.locked()))
             preemption = held.enter_context(watched())
             start = self._resume()
+            held.callback(self._source.close)
             log = self._open_log(start)
             held.callback(log.close)
             if start == 0:
@@ -206,6 +203,7 @@ class GRPOTrainer:
         acted = self._act(step)
         learning = time.perf_counter()
         metrics = self._learn(acted, step)
+        self._source.updated(step)
         end = time.perf_counter()
         seen = acted if acted.sampled is None else acted.sampled
         return {
@@ -216,8 +214,9 @@ class GRPOTrainer:
         }  # fmt: skip
 
     def _act(self, step: int) -> ActedStep:
-        """Rollouts of the current weights for ``step``, judged and written to the run directory."""
+        """The rollouts of ``step``, judged and written to the run directory."""
         acted = collect(partial(self._act_round, step), self.config.run.questions_per_step, self.config.credit)
+        self._source.rest()
         everything = acted if acted.sampled is None else acted.sampled
         self.ranks.on_main(lambda: self.directory.write_rollouts(step, everything.rollouts))
         check_rewards(everything.rewards, everything.rollouts, self.config.algorithm.nan_reward)
@@ -226,34 +225,53 @@ class GRPOTrainer:
     def _act_round(self, step: int, number: int, wanted: int, asked: set[str]) -> ActedStep | None:
         """Judged rollouts of ``wanted`` questions of round ``number`` (from 0) of ``step``; none of those ``asked``."""
         begin = time.perf_counter()
-        config = self.config
+        config, size = self.config, self.config.rollout.group_size
         batch = round_questions(self.task, step, number, wanted, asked)
         if batch is None:
             return None
-        size = config.rollout.group_size
+        if number == 0:
+            rollouts, engine = self._source.rollouts(step)
+        else:
+            rollouts = self._source.run(lambda: self._ask(batch, step, number, step - 1))
+            engine = {"staleness": 0}
+        acted = time.perf_counter()
         questions = [question for question in batch.questions for _ in range(size)]
-        groups = np.repeat(np.arange(len(batch.questions)), size)
-        indices = np.tile(np.arange(size), len(batch.questions)).tolist()
-        # Rollouts of a group differ by nothing but their seed, so taking the first ones is taking random ones.
-        informed = round(config.experience.experience_share * size) if self.snapshot is not None else 0
-        with_experience = [index < informed for index in indices]
-        experience, place = config.experience, step + number * FAR
-        rollouts = self._actor.run(
-            questions,
+        rewards = score_rollouts(rollouts, questions, self.task, config.task.metric, config.task.malformed_reward)
+        seconds = {"seconds_rollout": acted - begin, "seconds_score": time.perf_counter() - acted}
+        count = len(batch.questions)
+        return ActedStep(
+            questions, rollouts, rewards, np.repeat(np.arange(count), size), self._informed(count), seconds,
+            staleness=engine.pop("staleness"), metrics=engine,
+        )  # fmt: skip
+
+    def _sample(self, step: int, policy_step: int) -> list[Rollout]:
+        """Rollouts on the questions of ``step`` with the weights that the engine has, those after ``policy_step``."""
+        batch = round_questions(self.task, step, 0, self.config.run.questions_per_step, set())
+        return [] if batch is None else self._ask(batch, step, 0, policy_step)
+
+    def _ask(self, batch: TaskBatch, step: int, number: int, policy_step: int) -> list[Rollout]:
+        """Rollouts of the groups of ``batch``, the questions of round ``number`` of ``step``."""
+        config, experience, size = self.config, self.config.experience, self.config.rollout.group_size
+        count, place = len(batch.questions), step + number * FAR
+        return self._actor.run(
+            [question for question in batch.questions for _ in range(size)],
             tool=batch.tool,
             snapshot=self.snapshot,
-            with_experience=with_experience,
-            indices=indices,
-            seeds=[rollout_seed(config.run.seed, place, int(g), i) for g, i in zip(groups, indices, strict=True)],
-            policy_step=step - 1,
+            with_experience=self._informed(count),
+            indices=list(range(size)) * count,
+            seeds=[rollout_seed(config.run.seed, place, group, i) for group in range(count) for i in range(size)],
+            policy_step=policy_step,
             sampling=Sampling(config.rollout.temperature, config.rollout.top_p),
             label=f"step {step} of {config.run.steps}: rollouts",
             dropout=annealed(experience.dropout, experience.dropout_final, experience.dropout_steps, step),
         )
-        acted = time.perf_counter()
-        rewards = score_rollouts(rollouts, questions, self.task, config.task.metric, config.task.malformed_reward)
-        seconds = {"seconds_rollout": acted - begin, "seconds_score": time.perf_counter() - acted}
-        return ActedStep(questions, rollouts, rewards, groups, with_experience, seconds)
+
+    def _informed(self, questions: int) -> list[bool]:
+        """Which rows of a step with so many questions may see experience."""
+        size = self.config.rollout.group_size
+        # Rollouts of a group differ by nothing but their seed, so taking the first ones is taking random ones.
+        informed = round(self.config.experience.experience_share * size) if self.snapshot is not None else 0
+        return [index < informed for index in range(size)] * questions
 
     def _learn(self, acted: ActedStep, step: int) -> dict[str, Any]:
         """Advantages and update; zero-variance groups, NaN rewards and rollouts without sampled tokens stay out."""
@@ -285,10 +303,12 @@ class GRPOTrainer:
         def act(questions: Sequence[Question], tool: Any, snapshot: Any) -> list[Rollout]:
             return self._actor.answer(questions, tool, snapshot, policy_step=step)
 
-        result = evaluate(
-            act, self.task, evaluation_batches(self.task, settings.questions),
-            self.snapshot if settings.with_hek else None,
-            metric=self.config.task.metric, malformed_reward=self.config.task.malformed_reward,
+        result = self._source.run(
+            lambda: evaluate(
+                act, self.task, evaluation_batches(self.task, settings.questions),
+                self.snapshot if settings.with_hek else None,
+                metric=self.config.task.metric, malformed_reward=self.config.task.malformed_reward,
+            )
         )  # fmt: skip
         return {"step": step, **result}
 
@@ -322,6 +342,7 @@ class GRPOTrainer:
 
         def write(folder: Path) -> None:
             self.policy.write(weights, folder)
+            self._source.write(step, folder)
             self.tokenizer.save_pretrained(folder / "model")
             torch.save(generators, folder / "random.pt")
             (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
@@ -342,6 +363,7 @@ class GRPOTrainer:
         else:
             self._load(found[1])
         self.ranks.on_main(lambda: self._settle(step))
+        self._source.begin(step, self._sample, None if found is None else found[1])
         return step
 
     def _load(self, folder: Path) -> None:

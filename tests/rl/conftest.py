@@ -51,7 +51,11 @@ class TinyRun:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    root = tmp_path_factory.mktemp("tiny")
+    return write_run(tmp_path_factory.mktemp("tiny"))
+
+
+def write_run(root: Path, hidden_size: int = 32) -> TinyRun:
+    """The miniature's files in ``root``."""
     colour = dict(zip(THINGS, COLOURS * 2, strict=True))
     questions = [
         {"id": thing, "question": f"colour of {thing} ?", "golden_answers": [colour[thing]]} for thing in THINGS
@@ -59,13 +63,13 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     (root / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
     passages = [{"id": f"d{thing}", "title": thing, "text": f"{thing} is {colour[thing]}"} for thing in THINGS]
     (root / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in passages))
-    model, tokenizer = make_policy()
+    model, tokenizer = make_policy(hidden_size)
     model.save_pretrained(root / "model")
     tokenizer.save_pretrained(root / "model")
     return TinyRun(root)
 
 
-def make_policy() -> tuple[Any, Any]:
+def make_policy(hidden_size: int = 32) -> tuple[Any, Any]:
     """A Llama that answers at random, searches first half of the time, and keeps to the grammar as a rule."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -74,8 +78,9 @@ def make_policy() -> tuple[Any, Any]:
 
     tokenizer = make_tokenizer([*COMPACT_TAGS, *COMPACT_WORDS, *COLOURS, *THINGS, "colour", "of", "?", "is"])
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=64, tie_word_embeddings=True, bos_token_id=2, eos_token_id=3, pad_token_id=0,
+        vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=64, tie_word_embeddings=True, bos_token_id=2, eos_token_id=3,
+        pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
