@@ -80,7 +80,7 @@ def _train_defaults() -> TrainConfig:
     return replace(
         train,
         evaluation=replace(train.evaluation, questions=0),
-        run=replace(train.run, steps=60, tensorboard=False),
+        run=replace(train.run, steps=60, trackers=()),
     )
 
 
