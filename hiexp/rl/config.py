@@ -203,6 +203,12 @@ class RolloutConfig:
     """Updates that the weights behind a rollout are old: rollouts of step s come from those after update
     max(0, s - 1 - staleness) and are made while earlier steps are trained; 0 makes them when they are needed."""
 
+    @property
+    def longest(self) -> int:
+        """Most tokens a rollout can sample."""
+        turns = self.max_turns * self.max_new_tokens
+        return turns if self.max_sampled_tokens is None else min(turns, self.max_sampled_tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class AlgorithmConfig:
@@ -282,7 +288,7 @@ class CreditConfig:
     drop_truncated: bool = False
     """Leave rollouts that ran out of tokens or context out of the loss; their rewards still count in their group."""
     overlong_length: int | None = setting(None, at_least=1)
-    """Sampled tokens beyond which a rollout pays the whole length penalty; null is max_turns * max_new_tokens."""
+    """Sampled tokens beyond which a rollout pays the whole length penalty; null is the most it can sample."""
     overlong_buffer: int = setting(0, at_least=0)
     """Tokens before ``overlong_length`` over which the penalty rises linearly (DAPO's soft punishment); 0 is off."""
     overlong_penalty: float = setting(1.0, at_least=0.0)
@@ -418,7 +424,7 @@ def _check_updates(config: TrainConfig) -> None:
     low, high = credit.filter_low, credit.filter_high
     if low is not None and high is not None and low >= high:
         raise ValueError(f"credit.filter_low: expected less than filter_high, {high}, got {low}")
-    longest = config.rollout.max_turns * config.rollout.max_new_tokens
+    longest = config.rollout.longest
     if credit.overlong_buffer > (credit.overlong_length or longest):
         raise ValueError(
             f"credit.overlong_buffer: expected at most overlong_length, {credit.overlong_length or longest} tokens, "

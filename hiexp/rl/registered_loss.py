@@ -33,33 +33,20 @@ class RegisteredLoss(PolicyLoss):
 
 
 def registered_loss(
-    function: LossFunction,
-    scores: TokenLogprobs,
-    old_logprobs: torch.Tensor | None,
-    advantages: torch.Tensor,
-    *,
-    cu_seqlens: torch.Tensor,
-    ref_logprobs: torch.Tensor | None,
-    engine_logprobs: torch.Tensor | None,
-    importance: torch.Tensor | None,
-    clip_low: float,
-    clip_high: float | None,
-    kl_coef: float,
-    kl_estimator: str,
-    aggregation: str,
-    constant_length: int | None,
-    denominator: float,
+    function: LossFunction, scores: TokenLogprobs, old_logprobs: Any, advantages: Any, *, cu_seqlens: Any,
+    ref_logprobs: Any, engine_logprobs: Any, importance: Any, clip_low: float, clip_high: float | None, kl_coef: float,
+    kl_estimator: str, aggregation: str, constant_length: int | None, denominator: float,
     loss_settings: Mapping[str, float],
-) -> RegisteredLoss:
-    """``function`` over the N trained tokens of S rollouts; arguments as for ``hiexp.policy_loss``.
+) -> RegisteredLoss:  # fmt: skip
+    """``function`` over the N trained tokens of S rollouts; arguments as for ``hiexp.policy_loss``, and
 
     Args:
         scores: log-probs and entropy (N,), with gradient.
-        advantages: (S,).
         importance: (N,) weights of the token losses, the KL term excepted; None is 1.
+        loss_settings: numbers that the function reads.
 
     Raises:
-        TypeError, ValueError: the function returned something else than finite-length losses (N,) with a gradient.
+        TypeError, ValueError: the function returned something else than losses (N,) with a gradient.
     """
     logprobs, entropy = scores.logprobs, scores.entropy
     assert entropy is not None
@@ -73,14 +60,13 @@ def registered_loss(
         len(logprobs), logprobs.device, logprobs.dtype, tensors, advantages, mask, cu_seqlens, None
     )  # fmt: skip
     batch, _ = pack(inputs, settings, logprobs.dtype)
-    old = logprobs.detach() if batch.old is None else batch.old
-    numbers = {"clip_low": clip_low, "clip_high": settings.high - 1.0, **loss_settings}
     seen = LossBatch(
-        logprobs, entropy, old, batch.advantage, batch.ref, batch.engine, mask, inputs.cu_seqlens, numbers
+        logprobs, entropy, logprobs.detach() if batch.old is None else batch.old, batch.advantage, batch.ref,
+        batch.engine, mask, inputs.cu_seqlens,
+        {"clip_low": clip_low, "clip_high": settings.high - 1.0, **loss_settings},
     )  # fmt: skip
     losses, own = _checked(function, function(seen), logprobs)
-    if importance is not None:
-        losses = losses * importance
+    losses = losses if importance is None else losses * importance
     if batch.ref is not None and kl_coef:
         losses = losses + kl_coef * _kl(logprobs - batch.ref, kl_estimator)[0]
     # The measures common to all losses, as if this were grpo: ratios, clipped shares, KL.
@@ -90,9 +76,8 @@ def registered_loss(
         constant_length=constant_length, denominator=denominator,
     )  # fmt: skip
     values = torch.cat([monitor.values, entropy.detach().double().sum()[None]])
-    return RegisteredLoss(
-        (losses * batch.scale).sum(), values, monitor.optional | {"entropy"}, logprobs.detach(), own
-    )  # fmt: skip
+    total = (losses * batch.scale).sum()
+    return RegisteredLoss(total, values, monitor.optional | {"entropy"}, logprobs.detach(), own)
 
 
 def _checked(function: LossFunction, returned: Any, logprobs: torch.Tensor) -> tuple[Any, dict[str, torch.Tensor]]:

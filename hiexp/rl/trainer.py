@@ -122,7 +122,7 @@ class GRPOTrainer:
         self._update = PolicyUpdate(
             self.policy.scorer, self.policy.reference, self.optimizer, self.accelerator, config.algorithm,
             pad_id=pad_token_id(self.tokenizer), seed=config.run.seed,
-            constant_length=config.rollout.max_turns * config.rollout.max_new_tokens, ranks=self.ranks,
+            constant_length=config.rollout.longest, ranks=self.ranks,
             faults=self.directory.path / "faults", kl_in_reward=config.credit.kl_in_reward,
             packed=packs_prefixes(self.policy.acting),
         )  # fmt: skip
@@ -285,7 +285,7 @@ class GRPOTrainer:
                 penalty = self._update.kl_penalty(scores, len(rollouts))
             credit = assign(
                 rollouts, acted.rewards, acted.groups, config.algorithm, config.credit, kl_penalty=penalty,
-                longest=config.rollout.max_turns * config.rollout.max_new_tokens,
+                longest=config.rollout.longest,
             )  # fmt: skip
             metrics = self._update.run(
                 rollouts, credit.advantages, credit.trained, step,

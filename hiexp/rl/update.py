@@ -169,10 +169,8 @@ class PolicyUpdate:
     ) -> dict[str, float]:
         """Update the policy on the rollouts ``trained``; ``advantages`` ``(len(rollouts),)``.
 
-        Args:
-            rewards: for the record of a batch that fails.
-            scores: of all of ``trained``, from :meth:`score`; made here where None.
-            staleness: see :meth:`score`.
+        ``rewards`` are for the record of a batch that fails; ``scores`` of all of ``trained`` are made here where None,
+        with ``staleness``, see :meth:`score`.
 
         Returns lr, loss, grad_norm, kl_coef, oom_retries, trained_tokens, and as token means over all updates
         :data:`hiexp.rl.totals.REPORTED` and the loss's own; engine_mismatch (|engine log-prob - trainer's before the
@@ -186,7 +184,6 @@ class PolicyUpdate:
         lr = self._set_learning_rate(step)
         if not trained:
             return {"lr": lr}
-        self.budget.retries = 0
         scores = self.score(rollouts, trained, step, staleness) if scores is None else scores
         totals, losses, norms = Totals(), [], []
         for epoch in range(self.config.epochs):
@@ -196,11 +193,12 @@ class PolicyUpdate:
                 loss, norm = self._optimise(job, totals)
                 losses.append(loss)
                 norms.append(norm)
-        metrics = {"lr": lr, "loss": float(np.mean(losses)), "grad_norm": float(np.mean(norms)), **totals.metrics()}
-        metrics |= {
+        metrics = {
+            "lr": lr, "loss": float(np.mean(losses)), "grad_norm": float(np.mean(norms)), **totals.metrics(),
             "trained_tokens": totals.tokens["engine_mismatch"], "oom_retries": self.budget.retries,
             "kl_coef": self.kl.coefficient,
         }  # fmt: skip
+        self.budget.retries = 0
         self.kl.update(metrics.get("kl_ref"), len(trained))
         return metrics
 
@@ -215,13 +213,15 @@ class PolicyUpdate:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs besides weights and optimiser."""
-        return {"kl": self.kl.state_dict(), "tokens_per_microbatch": self.budget.tokens}
+        shrunk = self.budget.tokens < self.config.tokens_per_microbatch
+        return {"kl": self.kl.state_dict(), "tokens_per_microbatch": self.budget.tokens if shrunk else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
         self.kl.load_state_dict(state["kl"])
-        # Only ever smaller: what did not fit before does not fit now.
-        self.budget.tokens = min(self.budget.tokens, int(state["tokens_per_microbatch"]))
+        if state["tokens_per_microbatch"] is not None:
+            # What did not fit before does not fit now.
+            self.budget.tokens = min(self.budget.tokens, int(state["tokens_per_microbatch"]))
 
     @property
     def _several_updates(self) -> bool:

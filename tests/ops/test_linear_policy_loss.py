@@ -411,3 +411,14 @@ def test_errors_name_the_argument(change, error, match):
     }  # fmt: skip
     with pytest.raises(error, match=match):
         linear_policy_loss(**(arguments | change))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_policy_s_logprobs_come_back(kind):
+    case = make(kind)
+    result, truth = case.ours(), case.truth()
+    counts = case.options["mask"] != 0
+    counts[:3] = False  # the sequence without variance
+    torch.testing.assert_close(result.logprobs[counts], truth.logprobs[counts])
+    assert (result.logprobs[~counts] == 0).all()
+    assert not result.logprobs.requires_grad
