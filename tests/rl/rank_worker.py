@@ -74,13 +74,15 @@ def main(names: dict[str, Any]) -> None:
     rank, folder = names["RANK"], Path(names["FOLDER"])
     environment(rank, names["SIZE"], names["PORT"])
     torch.set_num_threads(1)
-    from hiexp.rl.config import TrainConfig
     from hiexp.rl import trainer as module
+    from hiexp.rl.config import TrainConfig
     from hiexp.rl.trainer import GRPOTrainer
 
     if names.get("FSDP"):
         module.Accelerator = sharding_accelerator
     trainer = GRPOTrainer(TrainConfig.from_dict(names["CONFIG"]))
+    if names.get("FSDP"):
+        assert all(hasattr(weight, "full_tensor") for weight in trainer.model.parameters())
     record(trainer, folder)
     if names.get("KILL"):
         fail(trainer, names["KILL"], lambda: os.kill(os.getpid(), signal.SIGKILL))

@@ -53,9 +53,7 @@ def rollouts(n=6):
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_of_the_adapter_equal_plain_autograd(tiny_run, packed, checkpointing):
-    policy, config = make_policy(
-        tiny_run, model={"gradient_checkpointing": checkpointing}, algorithm={"kl_coef": 0.0}
-    )
+    policy, config = make_policy(tiny_run, model={"gradient_checkpointing": checkpointing}, algorithm={"kl_coef": 0.0})
     stir(policy)
     made, advantages = rollouts(), np.array([1.0, -1.0, 0.5, 2.0, -0.7, 0.3])
     update = PolicyUpdate(
