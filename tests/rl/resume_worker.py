@@ -1,18 +1,24 @@
 """Run by test_resume.py in a process of its own: train a config, and die by SIGKILL at a chosen place.
 
-Reads CONFIG (dict), KILL_AT_FLUSH (number or None) and KILL_AT_CALL: ``(armed, after)`` or None, the number of calls of
-the library's functions after the first call of one named ``armed``.
+Reads CONFIG (dict), KILL_AT_FLUSH (number or None) and KILL_AT_EVENT: ``(place, number)`` or None. Events are what the
+process asks of the file system (open, rename, remove, make a folder) and the beginnings and ends of rollouts, gradients
+and optimiser steps; ``place`` "save" counts them from the first folder of a checkpoint on, "train" from the first rollouts.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
 from typing import Any
 
+import torch
+
+from hiexp.agent.rollout import SearchAgent
 from hiexp.rl.config import TrainConfig
 from hiexp.rl.trainer import GRPOTrainer
+from hiexp.rl.update import PolicyUpdate
 
 
 def die() -> None:
@@ -34,31 +40,49 @@ def count_flushes(kill_at: int | None) -> None:
     os.fsync = counted
 
 
-def count_calls(armed: str, after: int) -> None:
-    """Die at call number ``after`` made by hiexp.rl or hiexp.io, counted from the first call of ``armed``."""
+def count_events(place: str, number: int) -> None:
+    """Die at event ``number`` from ``place`` on."""
     count: int | None = None
 
-    def profile(frame: Any, event: str, argument: Any) -> None:
+    def tick() -> None:
         nonlocal count
-        code = frame.f_code
-        # Calls into C (open, rename, fsync, unlink) from there count too, so that death falls between any two of them.
-        if event not in ("call", "c_call") or not ("/hiexp/rl/" in code.co_filename or "/hiexp/io" in code.co_filename):
-            return
-        if count is None:
-            count = 0 if code.co_name == armed else None
-        elif count == after:
+        if count is None and place == "train":
+            count = 0
+        if count == number:
             die()
-        else:
+        if count is not None:
             count += 1
 
-    sys.setprofile(profile)
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        if event == "os.mkdir" and count is None and "/.step_" in str(arguments[0]):
+            count = 0
+        if count is not None and (event == "open" or event.startswith(("os.", "shutil."))):
+            tick()
+
+    sys.addaudithook(audit)
+    for owner, name in [(SearchAgent, "run"), (PolicyUpdate, "_backward"), (torch.optim.AdamW, "step")]:
+        setattr(owner, name, around(getattr(owner, name), tick))
+
+
+def around(function: Any, tick: Any) -> Any:
+    """``function`` between two events."""
+
+    @functools.wraps(function)
+    def between(*args: Any, **kwargs: Any) -> Any:
+        tick()
+        result = function(*args, **kwargs)
+        tick()
+        return result
+
+    return between
 
 
 def main(names: dict[str, Any]) -> None:
     """Train."""
     count_flushes(names.get("KILL_AT_FLUSH"))
-    if names.get("KILL_AT_CALL"):
-        count_calls(*names["KILL_AT_CALL"])
+    if names.get("KILL_AT_EVENT"):
+        count_events(*names["KILL_AT_EVENT"])
     GRPOTrainer(TrainConfig.from_dict(names["CONFIG"])).train()
 
 

@@ -27,18 +27,18 @@ WORKER = str(Path(__file__).with_name("resume_worker.py"))
 KILLED = -9
 
 
-def start(config, kill_at_flush=None, kill_at_call=None):
+def start(config, kill_at_flush=None, kill_at_event=None):
     # A fork server has torch loaded, so a run starts in a tenth of a second instead of several.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hiexp.rl.trainer", "hiexp.agent.bm25"])
-    names = {"CONFIG": config, "KILL_AT_FLUSH": kill_at_flush, "KILL_AT_CALL": kill_at_call}
+    names = {"CONFIG": config, "KILL_AT_FLUSH": kill_at_flush, "KILL_AT_EVENT": kill_at_event}
     process = context.Process(target=runpy.run_path, args=(WORKER, names))
     process.start()
     return process
 
 
-def finish(config, kill_at_flush=None, kill_at_call=None):
-    process = start(config, kill_at_flush, kill_at_call)
+def finish(config, kill_at_flush=None, kill_at_event=None):
+    process = start(config, kill_at_flush, kill_at_event)
     process.join(120)
     return process.exitcode
 
@@ -96,9 +96,9 @@ def test_killed_at_flushes_and_continued(tiny_run, tmp_path, untouched):
 
 
 def test_killed_at_fifty_random_places_and_continued(tiny_run, tmp_path):
-    """Anywhere between two calls, and in particular inside the writing of a checkpoint."""
-    small = {"steps": 3, "checkpoint_every": 1, "questions_per_step": 2}
-    stages = {"run": small, "rollout": {"group_size": 3}, "evaluation": {"questions": 1}}
+    """While it starts, acts, learns and writes, and in particular inside the writing of a checkpoint."""
+    small = {"steps": 2, "checkpoint_every": 1, "questions_per_step": 2}
+    stages = {"run": small, "rollout": {"group_size": 3}, "evaluation": {"questions": 0}}
     assert finish(tiny_run.config(tmp_path / "untouched", **stages)) == 0
     expected = contents(tmp_path / "untouched")
     places, kills, runs = random.Random(0), {"train": 0, "save": 0}, 0
@@ -107,9 +107,10 @@ def test_killed_at_fifty_random_places_and_continued(tiny_run, tmp_path):
         config = tiny_run.config(tmp_path / f"run{runs}", **stages)
         code = KILLED
         while code == KILLED:
-            armed = places.choice(["train", "save"])
-            code = finish(config, kill_at_call=(armed, int(10 ** places.uniform(0, 3.5 if armed == "train" else 2.7))))
-            kills[armed] += code == KILLED
+            place = places.choice(list(kills))
+            # From the first rollouts on there are about 120 events, about 50 of them while checkpoints are written.
+            code = finish(config, kill_at_event=(place, places.randrange(120 if place == "train" else 30)))
+            kills[place] += code == KILLED
         assert code == 0
         assert contents(tmp_path / f"run{runs}") == expected
         assert not list((tmp_path / f"run{runs}").rglob("*.tmp"))
