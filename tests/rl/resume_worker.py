@@ -2,7 +2,8 @@
 
 Reads CONFIG (dict), KILL_AT_FLUSH (number or None) and KILL_AT_EVENT: ``(place, number)`` or None. Events are what the
 process asks of the file system (open, rename, remove, make a folder) and the beginnings and ends of rollouts, gradients
-and optimiser steps; ``place`` "save" counts them from the first folder of a checkpoint on, "train" from the first rollouts.
+and optimiser steps; they count from the first folder of a checkpoint on with ``place`` "save", from the first rollouts
+on with "train".
 """
 
 from __future__ import annotations
