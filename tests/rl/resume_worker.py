@@ -58,7 +58,7 @@ def count_events(place: str, number: int) -> None:
         nonlocal count
         if event == "os.mkdir" and count is None and "/.step_" in str(arguments[0]):
             count = 0
-        if count is not None and (event == "open" or event.startswith(("os.", "shutil."))):
+        if count is not None and event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"):
             tick()
 
     sys.addaudithook(audit)

@@ -230,7 +230,7 @@ def test_the_snapshot_stays_pinned_while_the_hek_grows(tiny_run, tmp_path, hek_p
     first = GRPOTrainer(TrainConfig.from_dict(config))
     first.train()
     with HEK.open(path, mode="w") as hek:
-        hek.add([Experience(level="E2", title="grass ?", description="look for green", qa_groups=("a", "b"))])
+        hek.add([Experience(level="E2", title="grass ?", description="look behind is", qa_groups=("a", "b"))])
         grown = hek.snapshot()
     config["run"]["steps"] = 2
     again = GRPOTrainer(TrainConfig.from_dict(config))
