@@ -81,6 +81,8 @@ def main(names: dict[str, Any]) -> None:
     if names.get("FSDP"):
         module.Accelerator = sharding_accelerator
     trainer = GRPOTrainer(TrainConfig.from_dict(names["CONFIG"]))
+    if names.get("FSDP"):
+        assert all(hasattr(weight, "full_tensor") for weight in trainer.model.parameters())
     record(trainer, folder)
     if names.get("KILL"):
         fail(trainer, names["KILL"], lambda: os.kill(os.getpid(), signal.SIGKILL))

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from hiexp.agent.record import Rollout
 from hiexp.experience.record import Experience
 from hiexp.experience.store import HEK
+from hiexp.io import DataError
 from hiexp.rl import update as update_module
 from hiexp.rl.config import AlgorithmConfig, TrainConfig
 from hiexp.rl.metrics import METRIC_KEYS, read_metrics
@@ -229,7 +230,7 @@ def test_the_snapshot_stays_pinned_while_the_hek_grows(tiny_run, tmp_path, hek_p
     first = GRPOTrainer(TrainConfig.from_dict(config))
     first.train()
     with HEK.open(path, mode="w") as hek:
-        hek.add([Experience(level="E2", title="grass ?", description="look for green", qa_groups=("a", "b"))])
+        hek.add([Experience(level="E2", title="grass ?", description="look behind is", qa_groups=("a", "b"))])
         grown = hek.snapshot()
     config["run"]["steps"] = 2
     again = GRPOTrainer(TrainConfig.from_dict(config))
@@ -237,6 +238,17 @@ def test_the_snapshot_stays_pinned_while_the_hek_grows(tiny_run, tmp_path, hek_p
     assert again.snapshot.id == first.snapshot.id != grown.id
     with pytest.raises(ValueError, match="is pinned to"):
         GRPOTrainer(TrainConfig.from_dict(config), snapshot=grown)
+    # Edited, the pinned file is refused; gone, the grown HEK does not take its place unnoticed.
+    pinned = next((tmp_path / "run" / "snapshot").iterdir())
+    whole = pinned.read_bytes()
+    pinned.write_bytes(whole[:-20] + bytes(20))
+    with pytest.raises(DataError, match=pinned.name):
+        GRPOTrainer(TrainConfig.from_dict(config))
+    pinned.unlink()
+    with pytest.raises(ValueError, match=r"trained with HEK snapshot .* is missing or another one: put it back"):
+        GRPOTrainer(TrainConfig.from_dict(config)).train()
+    pinned.write_bytes(whole)
+    assert GRPOTrainer(TrainConfig.from_dict(config)).train()["step"] == 2
 
 
 class RedTask:
