@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gzip
 import json
 import os
 import sys
@@ -152,15 +153,13 @@ def miniworld():
 
 
 def recorded_turns(tokenizer, count):
-    """Sampled tokens of every turn of the first ``count`` recorded trajectories."""
-    import gzip
-
-    turns = []
+    """Sampled tokens of every turn (four at most) of ``count`` recorded trajectories, taken evenly from all."""
     with gzip.open(DATA / "trajectories_hotpotqa_qwen7b.jsonl.gz", "rt", encoding="utf-8") as stream:
-        for _, line in zip(range(count), stream, strict=False):
-            text = json.loads(line)["text"].split("Assistant:")[-1]
-            parts = [part.split("<|end_of_documents|>")[-1] for part in text.split("<|begin_of_documents|>")]
-            turns.append([max(2, int(SHARE * len(tokenizer(part)["input_ids"]))) for part in parts][:4])
+        texts = [json.loads(line)["text"] for line in stream]
+    turns = []
+    for text in texts[:: len(texts) // count][:count]:
+        parts = [part.split("<|end_of_documents|>")[-1] for part in text.split("<|begin_of_documents|>")]
+        turns.append([max(2, int(SHARE * len(tokenizer(part)["input_ids"]))) for part in parts][:4])
     return turns
 
 
