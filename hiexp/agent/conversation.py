@@ -143,10 +143,9 @@ class Conversation:
     def _body(self, result: ToolResult, room: int) -> tuple[str, list[int], int]:
         """Text, tokens and number of the documents, or a word on why there are none, in at most ``room`` tokens."""
         writer = self._writer
-        if result.documents:
-            fitted = fit_documents(writer.dialect, result.documents, writer.banned, writer.encode, room)
-            if fitted.shown or any(document.text.strip() for document in result.documents):
-                return fitted
+        fitted = fit_documents(writer.dialect, result.documents, writer.banned, writer.encode, room)
+        if fitted is not None:
+            return fitted
         body = writer.dialect.failed if result.status in ("timeout", "error") else writer.dialect.empty
         token_ids = writer.encode(body)
         return (body, token_ids, 0) if len(token_ids) <= room else ("", [], 0)

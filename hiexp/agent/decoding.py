@@ -105,18 +105,18 @@ def prefill_groups(rows: Sequence[Row]) -> list[list[int]]:
     return groups
 
 
-def prefill(engine: TransformersEngine, rows: Sequence[Row], spare: int = 0) -> tuple[RowCache, Any]:
+def prefill(engine: TransformersEngine, rows: Sequence[Row]) -> tuple[RowCache, Any]:
     """Feed what the cache of each row lacks (a token at least); a cache of these rows and their logits (B, V).
 
-    Rows that are new and equal (the rollouts of a group) are computed once. ``spare``: further rows to allow for.
+    Rows that are new and equal (the rollouts of a group) are computed once.
     """
     first: dict[tuple[int, ...], int] = {}
     source = [first.setdefault(tuple(row.tokens), i) if row.stored is None else i for i, row in enumerate(rows)]
     distinct = sorted(set(source))
-    cache, logits = _prefill_distinct(engine, [rows[i] for i in distinct], len(rows) + spare)
+    cache, logits = _prefill_distinct(engine, [rows[i] for i in distinct])
     if len(distinct) == len(rows):
         return cache, logits
-    whole = RowCache(engine.layout, len(rows) + spare, cache.capacity[1])
+    whole = RowCache(engine.layout, len(rows), cache.capacity[1])
     whole.end = cache.end
     places = [distinct.index(i) for i in source]
     for place in places:
@@ -124,11 +124,11 @@ def prefill(engine: TransformersEngine, rows: Sequence[Row], spare: int = 0) -> 
     return whole, logits[torch.tensor(places, device=logits.device)]
 
 
-def _prefill_distinct(engine: TransformersEngine, rows: Sequence[Row], capacity: int) -> tuple[RowCache, Any]:
+def _prefill_distinct(engine: TransformersEngine, rows: Sequence[Row]) -> tuple[RowCache, Any]:
     lengths = [len(row.tokens) for row in rows]
     width = max(length - row.cached for length, row in zip(lengths, rows, strict=True))
     kept = [max(length - width, 0) for length in lengths]
-    cache = RowCache(engine.layout, max(capacity, len(rows)), 0)
+    cache = RowCache(engine.layout, len(rows), 0)
     cache.reserve(len(rows), max(kept), width)
     cache.end = max(kept)
     ids = np.zeros((len(rows), width), dtype=np.int64)

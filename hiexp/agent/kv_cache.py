@@ -115,7 +115,11 @@ class RowCache(cache_utils.Cache):  # type: ignore[misc, name-defined, unused-ig
         if rows <= has_rows and slots <= self.end and self.end + ahead <= has_slots:
             return
         end = max(slots, self.used)
-        # Rows grow a little at a time, slots by half: each row more costs all its slots.
+        # A change of size copies all there is: buffers grow by more than is asked, and shrink when half is free.
+        if rows > has_rows:
+            rows = max(rows, has_rows + has_rows // 4)
+        elif 2 * rows > has_rows:
+            rows = has_rows
         old, self._buffers = self._buffers, self._allocate(rows, end + max(ahead, _SPARE_SLOTS, end // 2))
         n, used = len(self.lengths), self.used
         for new, part in zip(self._buffers, old, strict=True):

@@ -123,6 +123,6 @@ def reserved_tokens(tokenizer: Any) -> tuple[str, ...]:
 
     Tool tags of chat models (``<tool_call>`` of Qwen) are added tokens that are not called special.
     """
-    added = getattr(tokenizer, "get_added_vocab", dict)()
+    added: dict[str, int] = getattr(tokenizer, "get_added_vocab", dict)()
     markup = [token for token in added if (token[:1], token[-1:]) in {("<", ">"), ("[", "]")}]
     return tuple(dict.fromkeys([*tokenizer.all_special_tokens, *sorted(markup)]))

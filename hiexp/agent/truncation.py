@@ -29,11 +29,11 @@ def fit_documents(
     banned: Sequence[str],
     encode: Callable[[str], list[int]],
     room: int,
-) -> Fitted:
+) -> Fitted | None:
     """As many of ``documents``, best first, as ``encode`` turns into at most ``room`` tokens.
 
     Where not even the first one fits its text is cut behind a word, or inside its first word. Documents without
-    content are left out. Nothing at all where the frame alone is too long.
+    content are left out. Nothing at all where the frame alone is too long; None where no document has content.
     """
     kept = [one for one in documents if _has_content(dialect, one, banned)]
     for count in range(len(kept), 0, -1):
@@ -41,7 +41,7 @@ def fit_documents(
         token_ids = encode(text)
         if len(token_ids) <= room:
             return Fitted(text, token_ids, count)
-    return _cut(dialect, kept[0], banned, encode, room) if kept else Fitted("", [], 0)
+    return _cut(dialect, kept[0], banned, encode, room) if kept else None
 
 
 def _has_content(dialect: Dialect, document: Document, banned: Sequence[str]) -> bool:

@@ -24,10 +24,14 @@ def encode(text):
 def test_what_fits_is_whole_and_no_more_would_fit(name, texts, room):
     dialect = DIALECTS[name]
     documents = [Document(f"{i}", title, text) for i, (title, text) in enumerate(texts)]
-    text, tokens, shown = fit_documents(dialect, documents, (), encode, room)
+    content = [one for one in documents if one.text.strip() or ("{title}" in dialect.document and one.title.strip())]
+    fitted = fit_documents(dialect, documents, (), encode, room)
+    assert (fitted is None) == (not content)
+    if fitted is None:
+        return
+    text, tokens, shown = fitted
     assert tokens == encode(text)
     assert len(tokens) <= max(room, 0)
-    content = [one for one in documents if one.text.strip() or ("{title}" in dialect.document and one.title.strip())]
     if shown and text == dialect.format_body(content[:shown]):
         # Whole documents: one more does not fit.
         assert shown == len(content) or len(encode(dialect.format_body(content[: shown + 1]))) > room
@@ -42,7 +46,7 @@ def test_what_fits_is_whole_and_no_more_would_fit(name, texts, room):
         inside_first_word = " " not in text[len(frame) :].strip()
         assert rest[0] == " " or inside_first_word
         assert rest[0] != "\u0301"
-    elif content:
+    else:
         assert text == ""
         assert len(encode(dialect.format_body(content[:1]))) > room
 
