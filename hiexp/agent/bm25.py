@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import re
-import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,21 +23,19 @@ from hiexp.progress import track
 _K1, _B = 0.9, 0.4
 _TOKENIZER_VERSION = 1
 _WORD = re.compile(r"\w+")
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 
 def tokenize(text: str) -> list[str]:
     """Lower-case words without accents; no stop words and no stemming: IDF and passages' own wording do that work."""
     text = text.lower()
     if not text.isascii():
-        text = _marks().sub("", unicodedata.normalize("NFKD", text))
+        text = _NOT_ASCII.sub(_without_marks, unicodedata.normalize("NFKD", text))
     return _WORD.findall(text)
 
 
-@functools.cache
-def _marks() -> re.Pattern[str]:
-    """Every combining character; a pattern drops them several times faster than a loop over the text."""
-    marks = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.combining(chr(code))]
-    return re.compile(f"[{''.join(marks)}]+")
+def _without_marks(run: re.Match[str]) -> str:
+    return "".join(char for char in run[0] if not unicodedata.combining(char))
 
 
 class Bm25Tool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +36,8 @@ class Postings(NamedTuple):
 
 def count_words(documents: Iterable[Document], folder: Path, tokenize: Callable[[str], list[str]]) -> Postings:
     """The postings of ``documents``, written into ``folder``."""
-    vocabulary: dict[str, int] = {}
+    vocabulary: defaultdict[str, int] = defaultdict()
+    vocabulary.default_factory = vocabulary.__len__  # a new word gets the next number
     lengths, distinct = array("i"), array("i")
     frequencies = np.zeros(0, np.int64)
     with open(folder / _WORDS, "wb") as words_file, open(folder / _COUNTS, "wb") as counts_file:
@@ -43,7 +45,7 @@ def count_words(documents: Iterable[Document], folder: Path, tokenize: Callable[
             flat, sizes = array("i"), array("i")
             for document in block:
                 tokens = tokenize(f"{document.title} {document.text}")
-                flat.extend([vocabulary.setdefault(word, len(vocabulary)) for word in tokens])
+                flat.extend(map(vocabulary.__getitem__, tokens))
                 sizes.append(len(tokens))
             owners = np.repeat(np.arange(len(sizes)), np.frombuffer(sizes, np.int32))
             ids = np.frombuffer(flat, np.int32) if flat else np.empty(0, np.int32)
@@ -57,7 +59,7 @@ def count_words(documents: Iterable[Document], folder: Path, tokenize: Callable[
             frequencies = np.pad(frequencies, (0, len(vocabulary) - len(frequencies)))
             frequencies += np.bincount(words, minlength=len(vocabulary))
     sizes_of = (np.frombuffer(lengths, np.int32), np.frombuffer(distinct, np.int32))
-    return Postings(folder / _WORDS, folder / _COUNTS, vocabulary, frequencies, *sizes_of)
+    return Postings(folder / _WORDS, folder / _COUNTS, dict(vocabulary), frequencies, *sizes_of)
 
 
 def score_matrix(postings: Postings, folder: Path, k1: float, b: float) -> dict[str, Any]:
