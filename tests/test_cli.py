@@ -7,6 +7,8 @@ from hiexp import cli
 COMMANDS = [
     "quickstart",
     "rollout",
+    "index",
+    "serve-retriever",
     "distill",
     "build",
     "query",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,23 +12,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiexp._extras import require
+from hiexp.agent.bm25_build import count_words, remove_temporaries, score_matrix
 from hiexp.agent.corpus import DocumentStore, store_documents
 from hiexp.agent.index_folder import cached_index, check_plan, identity_of, index_at, read_manifest
 from hiexp.agent.tools import Document
 from hiexp.io import DataError
+from hiexp.progress import track
 
 # Values of Anserini and Pyserini for passages, which the usual Wikipedia baselines were made with.
 _K1, _B = 0.9, 0.4
 _TOKENIZER_VERSION = 1
 _WORD = re.compile(r"\w+")
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 
 def tokenize(text: str) -> list[str]:
     """Lower-case words without accents; no stop words and no stemming: IDF and passages' own wording do that work."""
-    if text.isascii():  # most English passages; the way below gives the same, eight times slower
-        return _WORD.findall(text.lower())
-    text = unicodedata.normalize("NFKD", text.lower())
-    return _WORD.findall("".join(char for char in text if not unicodedata.combining(char)))
+    text = text.lower()
+    if not text.isascii():
+        text = _NOT_ASCII.sub(_without_marks, unicodedata.normalize("NFKD", text))
+    return _WORD.findall(text)
+
+
+def _without_marks(run: re.Match[str]) -> str:
+    return "".join(char for char in run[0] if not unicodedata.combining(char))
 
 
 class Bm25Tool:
@@ -78,7 +84,7 @@ class Bm25Tool:
 
 
 def build_bm25_index(corpus: str | Path, out: str | Path) -> Path:
-    """Build the index of ``corpus`` in ``out``. bm25s builds in memory, about 30 bytes a posting: it cannot be resumed.
+    """Build the index of ``corpus`` in ``out``, in a stream; a killed build begins again.
 
     Raises:
         ValueError: ``out`` holds the index of another corpus; DataError: unusable corpus or directory.
@@ -103,14 +109,13 @@ def best_rows(scores: NDArray[Any], top_k: int) -> list[int]:
 
 def _build(corpus: str | Path, folder: Path) -> None:
     bm25s = require("bm25s", "train", "BM25 search")
-    vocabulary: dict[str, int] = {}
-    # Four bytes a token: lists of Python integers would be eight times that.
-    rows = [
-        array("i", [vocabulary.setdefault(word, len(vocabulary)) for word in tokenize(f"{doc.title} {doc.text}")])
-        for doc in store_documents(corpus, folder)
-    ]
-    if not vocabulary:
-        raise DataError(f"{corpus}: expected passages with words, got none in the {len(rows)} titles and texts")
+    postings = count_words(track(store_documents(corpus, folder), "counting words"), folder, tokenize)
+    if not postings.vocabulary:
+        n = len(postings.lengths)
+        raise DataError(f"{corpus}: expected passages with words, got none in the {n} titles and texts")
     index = bm25s.BM25(k1=_K1, b=_B)
-    index.index((rows, vocabulary), create_empty_token=False, show_progress=False)
+    index.scores = score_matrix(postings, folder, _K1, _B)
+    index.vocab_dict = postings.vocabulary
+    index.nonoccurrence_array = None
     index.save(folder, show_progress=False)
+    remove_temporaries(folder)

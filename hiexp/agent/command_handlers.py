@@ -79,6 +79,8 @@ def _served_tool(args: argparse.Namespace) -> Any:
     dense = {"encoder": args.encoder, "device": args.device, "method": args.method, "effort": args.effort}
     if args.index is not None:
         return open_index(args.index, corpus=args.corpus, kind=args.kind, **dense)
+    if args.kind != "dense" and (args.encoder or args.effort or args.method != "exact"):
+        raise ValueError("--encoder, --method, --effort: belong to dense search, expected --kind dense with them")
     return search_corpus(args.corpus, kind=args.kind or "bm25", cache_dir=args.cache_dir, **dense)
 
 

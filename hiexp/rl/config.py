@@ -86,7 +86,7 @@ class ToolConfig:
     url: str = ""
     """Server of ``http`` (``http://HOST:PORT/retrieve`` for search_r1, ``…/queries`` for r1_searcher) or of ``web``."""
     connections: int = setting(8, at_least=1)
-    """Requests of ``http`` and ``web`` under way at once; each carries one query, or a share of a batch."""
+    """Requests under way at once; one of ``http`` carries up to 64 queries, one of ``web`` a single one."""
     retries: int = setting(3, at_least=0)
     """Further attempts of ``http`` and ``web`` after 429, 5xx, a time-out or a broken connection."""
     provider: Literal["serper", "searxng"] = "serper"

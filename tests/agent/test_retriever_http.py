@@ -331,6 +331,8 @@ def test_an_index_is_built_ahead_and_served(corpus, tmp_path, capsys):
     assert main(["index", str(corpus), "--out", out, "--kind", "bm25", "--dtype", "float16"]) == 2
     assert "--dtype: belongs to dense indexes" in capsys.readouterr().err
     assert main(["serve-retriever"]) == 2
+    assert main(["serve-retriever", "--corpus", str(corpus), "--method", "ivf"]) == 2
+    assert "expected --kind dense with them" in capsys.readouterr().err
 
 
 def test_command_names_a_bad_corpus(tmp_path, capsys):
