@@ -6,7 +6,7 @@ a question of exactly --response sampled tokens (the end token is suppressed), f
 turn; its prompt has the words of its turn grammar on top. Every provider runs in a child process of its own, --rounds
 times in turn; the first step of a child is a warm-up. Tokens/s counts all tokens of prompt and response, Q G (P + R), P
 as each has it. Peak memory is the high-water mark of the resident set over the child's life; what weights and libraries
-take before the trainer is made is stated.
+take before the trainer is made is stated. "cpu s" is the step's processor time, steadier on a busy machine.
   hiexp      rollout, score, update as metrics.jsonl has them
   trl        generation, old and reference scoring, update; --trl-rows rollouts a micro-batch (accumulated). It pads and
              repeats the prompt for every rollout; hiexp packs a group behind its prompt
@@ -162,6 +162,7 @@ def run_hiexp(work: Work) -> dict[str, Any]:
         if work.profile:
             _wrap_parts(trainer, clock)
         rows, marks, last_rollouts = [], [], []
+        used = [time.process_time()]  # the second entry on: at the end of each step
         inner = trainer._act
 
         def act(step: int) -> Any:
@@ -174,6 +175,8 @@ def run_hiexp(work: Work) -> dict[str, Any]:
         def listen(kind: str, row: dict[str, Any]) -> None:
             if kind == "step":
                 rows.append({name: row[name] for name in row if name.startswith("seconds_")})
+                rows[-1]["cpu_s"] = time.process_time() - used[-1]
+                used.append(time.process_time())
                 marks.append(dict(clock.seconds))
 
         trainer.train(listen)
@@ -254,17 +257,17 @@ def run_trl(work: Work) -> dict[str, Any]:
 
     class Watch(TrainerCallback):
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            marks.append((time.perf_counter(), dict(clock.seconds)))
+            marks.append((time.perf_counter(), dict(clock.seconds), time.process_time()))
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            begin, before = marks[-1]
+            begin, before, used = marks[-1]
             spent = {name: clock.seconds[name] - before.get(name, 0.0) for name in clock.seconds}
             rollout = spent.get("generate", 0.0)
             score = spent.get("generate and score", 0.0) - rollout
             total = time.perf_counter() - begin
             rows.append({
                 "seconds_rollout": rollout, "seconds_score": score, "seconds_update": total - rollout - score,
-                "seconds_step": total,
+                "seconds_step": total, "cpu_s": time.process_time() - used,
             })  # fmt: skip
 
     texts = make_questions(work, tokenizer)
@@ -331,8 +334,10 @@ def summary(rounds: list[dict[str, Any]], work: Work) -> dict[str, Any]:
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    lines = ["| model | KL | trainer | rollout s | score s | update s | step s | tokens/s | peak MB | of it at start |"]
-    lines.append("| --- | --- | --- |" + " ---: |" * 7)
+    lines = [
+        "| model | KL | trainer | rollout s | score s | update s | step s | cpu s | tokens/s | peak MB | of it at start |"
+    ]
+    lines.append("| --- | --- | --- |" + " ---: |" * 8)
     for result in results:
         work = result["work"]
         for name, row in result["rows"].items():
@@ -340,7 +345,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
             lines.append(
                 f"| {work['model']} | {'on' if work['kl'] else 'off'} | {name} | "
                 + " | ".join(f"{cell:.2f}" for cell in cells)
-                + f" | {row['tokens_per_s']:,.0f} | {row['peak_mb']:,} | {row['base_mb']:,} |"
+                + f" | {row['cpu_s']:.1f} | {row['tokens_per_s']:,.0f} | {row['peak_mb']:,} | {row['base_mb']:,} |"
             )
     return "\n".join(lines) + "\n"
 
