@@ -335,7 +335,7 @@ def summary(rounds: list[dict[str, Any]], work: Work) -> dict[str, Any]:
 
 def markdown(results: list[dict[str, Any]]) -> str:
     lines = [
-        "| model | KL | trainer | rollout s | score s | update s | step s | cpu s | tokens/s | peak MB | of it at start |"
+        "| model | KL | trainer | rollout s | score s | update s | step s | cpu s | tokens/s | peak MB | at start |"
     ]
     lines.append("| --- | --- | --- |" + " ---: |" * 8)
     for result in results:
