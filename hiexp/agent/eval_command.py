@@ -167,6 +167,6 @@ def _eval_trajectories(args: argparse.Namespace) -> dict[str, Any]:
             for metric in scores[0]
         },
         "dialect": dialect,
-        "judge_model": _judge_told(judge),
+        **({} if judge is None else {"judge_model": _judge_told(judge)}),
         "trajectories": [str(path) for path in args.trajectories],
     }

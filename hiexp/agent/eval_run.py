@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hiexp.experience.retrieve import Snapshot
     from hiexp.rl.config import TaskConfig, TrainConfig
 
+_BINARY = ("em", "cem", "accuracy", "judge")  # right or wrong, so that pass@k means something
 Values = dict[str, NDArray[np.float64]]  # metric -> (Q,), the mean over the samples of each question
 
 
@@ -159,7 +160,7 @@ def _by_question(arm: Arm) -> Values:
 
 
 def _told(arm: Arm, values: Values) -> dict[str, Any]:
-    """Means with intervals, tokens, searches, time; for several samples pass@k of the scores that are 0 or 1."""
+    """Means with intervals, tokens, searches, time; for several samples pass@k of scores that are right or wrong."""
     rollouts = arm.rollouts
     result: dict[str, Any] = dict(summarise(rollouts, arm.rewards))
     result["sampled_tokens"] = mean([sum(rollout.loss_mask) for rollout in rollouts])
@@ -168,7 +169,7 @@ def _told(arm: Arm, values: Values) -> dict[str, Any]:
     result["seconds"] = arm.seconds
     intervals = {name: bootstrap_interval(scores) for name, scores in values.items()}
     for name, scores in arm.by_question().items():
-        if arm.samples > 1 and np.isin(scores, (0.0, 1.0)).all():
+        if arm.samples > 1 and name in _BINARY:
             for k in _ks(arm.samples):
                 chances = pass_at_k(scores == 1.0, k)
                 result[f"{name}_pass@{k}"] = float(chances.mean())
