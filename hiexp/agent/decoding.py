@@ -1,20 +1,21 @@
-"""One turn of a batch while it is decoded: who still runs, the physical batch with its cache, mask and positions.
+"""The forward passes of continuous batching: rows that join are prefilled together, rows that run make one step.
 
-Slots of the cache are shared by all rows. A block of tokens is appended right-aligned, so a row with less to append has
-holes on the left, and a row that waits while others still generate has holes as well. Holes are 0 in the 2-D attention
-mask and positions are explicit, so the model sees each row as if it stood alone.
+Blocks of different lengths would leave holes in the middle of rows. Instead the shorter ones feed some tokens again
+whose keys and values were known, which costs what the hole would have cost and keeps every row contiguous.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hiexp._extras import require
-from hiexp.agent.kv_cache import GrowingCache
+from hiexp.agent.engine import Sampling
+from hiexp.agent.kv_cache import RowCache, Stored
+from hiexp.agent.sampling import sample, uniforms
 from hiexp.agent.stopping import StopRule
 
 if TYPE_CHECKING:
@@ -23,119 +24,132 @@ if TYPE_CHECKING:
 torch = require("torch", "train", "hiexp.agent.decoding")
 
 _PREFILL_TOKENS = 8192  # tokens of one forward pass; bounds activations to a few hundred MB at 1B parameters
+# Rows are prefilled together while the tokens fed again for it are at most so many (a pass of its own costs about as
+# much) and this share of what has to be fed.
+_REFED_TOKENS, _REFED_SHARE = 32, 0.5
 _DRAWS = 64  # uniform numbers made ahead per row
-_LEAVE_SHARE = 0.25  # finished rows leave the batch once they are this share of it: then the copy pays
 
 Reason = Literal["stop", "eos", "length", "context"]
 
 
+class Row:
+    """One conversation of a session: its tokens, its place in its random stream, what of it is cached outside."""
+
+    def __init__(self, tokens: Sequence[int], seed: int, drawn: int) -> None:
+        self.tokens, self.seed, self.drawn = list(tokens), seed, drawn
+        self.stored: Stored | None = None
+        self.cached = 0  # tokens that ``stored`` holds
+        self.released = False
+        self._ahead: NDArray[np.float64] = np.zeros(0)
+        self._ahead_from = 0
+
+    def forget(self) -> None:
+        """Drop what is stored."""
+        self.stored, self.cached = None, 0
+
+    def draw(self) -> float:
+        """The next uniform number of this row."""
+        place = self.drawn - self._ahead_from
+        if not 0 <= place < len(self._ahead):
+            self._ahead, self._ahead_from, place = uniforms(self.seed, self.drawn, _DRAWS), self.drawn, 0
+        self.drawn += 1
+        return float(self._ahead[place])
+
+
 class Turn:
-    """What is known of one turn while it is decoded.
+    """One turn of one row while it is decoded."""
 
-    Args:
-        rows: the rows of the session that speak.
-        room: tokens until the context of each is full.
-        wanted: most tokens each may sample.
-        stream: ``stream(row, start, count)`` gives uniform numbers ``start`` to ``start + count`` of this turn.
+    def __init__(self, row: int, limit: int, full: Reason, rule: StopRule, sampling: Sampling) -> None:
+        self.row, self.limit, self.full, self.rule, self.sampling = row, limit, full, rule, sampling
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.over = False
 
-    ``order`` maps the rows of the physical batch to indices into ``rows``.
+    def take(self, token: int, logprob: float) -> Reason | None:
+        """Record a sampled token; why the turn ends here, or None."""
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        code = int(self.rule.codes[token])
+        reason = self.rule.reason(code, self.tokens) if code else None
+        return self.full if reason is None and len(self.tokens) >= self.limit else reason
+
+
+def sample_turns(turns: Sequence[Turn], rows: Sequence[Row], logits: Any) -> tuple[list[int], list[float]]:
+    """A token and its log-probability for each turn, given its logits (B, V) and its row."""
+    draws = torch.tensor([row.draw() for row in rows], dtype=torch.float64).to(logits.device)
+    tokens = torch.zeros(len(turns), dtype=torch.long, device=logits.device)
+    logprobs = torch.zeros(len(turns), dtype=torch.float32, device=logits.device)
+    kinds = dict.fromkeys(turn.sampling for turn in turns)
+    for kind in kinds:
+        if len(kinds) == 1:
+            tokens, logprobs = sample(logits, draws, kind.temperature, kind.top_p)
+            break
+        places = torch.tensor([i for i, turn in enumerate(turns) if turn.sampling == kind], device=logits.device)
+        tokens[places], logprobs[places] = sample(logits[places], draws[places], kind.temperature, kind.top_p)
+    return tokens.tolist(), logprobs.tolist()
+
+
+def prefill_groups(rows: Sequence[Row]) -> list[list[int]]:
+    """Indices of ``rows`` to be prefilled together: those with about as many tokens to feed."""
+    missing = [len(row.tokens) - row.cached for row in rows]
+    groups: list[list[int]] = []
+    needed = refed = 0
+    for index in sorted(range(len(rows)), key=lambda i: -missing[i]):
+        again = missing[groups[-1][0]] - missing[index] if groups else 0
+        if groups and refed + again <= _REFED_TOKENS + _REFED_SHARE * (needed + missing[index]):
+            groups[-1].append(index)
+            needed, refed = needed + missing[index], refed + again
+        else:
+            groups.append([index])
+            needed, refed = missing[index], 0
+    return groups
+
+
+def prefill(engine: TransformersEngine, rows: Sequence[Row], spare: int = 0) -> tuple[RowCache, Any]:
+    """Feed what the cache of each row lacks (a token at least); a cache of these rows and their logits (B, V).
+
+    Rows that are new and equal (the rollouts of a group) are computed once. ``spare``: further rows to allow for.
     """
-
-    def __init__(
-        self,
-        rows: Sequence[int],
-        room: Sequence[int],
-        wanted: Sequence[int],
-        stream: Callable[[int, int, int], NDArray[np.float64]],
-    ) -> None:
-        self.rows, self._stream = list(rows), stream
-        self.limits = np.minimum(np.array(room, dtype=np.int64), np.maximum(np.array(wanted, dtype=np.int64), 0))
-        self.width = int(self.limits.max(initial=0))
-        self.reasons: list[Reason] = ["context" if r < w else "length" for r, w in zip(room, wanted, strict=True)]
-        self.order = np.flatnonzero(self.limits > 0)
-        self.running = np.ones(len(self.order), dtype=bool)
-        self.counts = np.zeros(len(rows), dtype=np.int64)
-        self.tokens = np.zeros((len(rows), self.width), dtype=np.int64)
-        self.logprobs = np.zeros((len(rows), self.width), dtype=np.float32)
-
-    def draws(self, step: int) -> NDArray[np.float64]:
-        """Uniform numbers of the batch's rows for this step, (B,) float64."""
-        if step % _DRAWS == 0:
-            self._ahead = np.stack([self._stream(row, step, _DRAWS) for row in self.rows])
-        draws: NDArray[np.float64] = self._ahead[self.order, step % _DRAWS]
-        return draws
-
-    def record(self, step: int, tokens: NDArray[np.int64], logprobs: NDArray[np.float32], rule: StopRule) -> None:
-        """Store the sampled tokens (B,) of the rows that run and stop those that end here."""
-        self.tokens[self.order, step], self.logprobs[self.order, step] = tokens, logprobs
-        self.counts[self.order[self.running]] = step + 1
-        codes = rule.codes[tokens]
-        for place in np.flatnonzero(self.running & (codes != 0)):
-            index = self.order[place]
-            reason = rule.reason(int(codes[place]), self.tokens[index, : step + 1].tolist())
-            if reason is not None:
-                self.reasons[index] = reason
-                self.running[place] = False
-        self.running &= self.limits[self.order] > step + 1
-
-    def leaving(self) -> NDArray[np.int64] | None:
-        """Batch rows to keep when dropping the ended ones pays, else None.
-
-        Rows that stopped at a stop string stay: they will most likely go on after a tool response.
-        """
-        keep = self.running | np.array([self.reasons[index] == "stop" for index in self.order])
-        if len(keep) - keep.sum() < _LEAVE_SHARE * len(keep):
-            return None
-        places = np.flatnonzero(keep)
-        self.order, self.running = self.order[places], self.running[places]
-        return places
+    first: dict[tuple[int, ...], int] = {}
+    source = [first.setdefault(tuple(row.tokens), i) if row.stored is None else i for i, row in enumerate(rows)]
+    distinct = sorted(set(source))
+    cache, logits = _prefill_distinct(engine, [rows[i] for i in distinct], len(rows) + spare)
+    if len(distinct) == len(rows):
+        return cache, logits
+    whole = RowCache(engine.layout, len(rows) + spare, cache.capacity[1])
+    whole.end = cache.end
+    places = [distinct.index(i) for i in source]
+    for place in places:
+        whole.add(cache.view(place), cache.lengths[place])
+    return whole, logits[torch.tensor(places, device=logits.device)]
 
 
-class Batch:
-    """The physical batch: cache, mask and lengths of ``rows``, in this order."""
+def _prefill_distinct(engine: TransformersEngine, rows: Sequence[Row], capacity: int) -> tuple[RowCache, Any]:
+    lengths = [len(row.tokens) for row in rows]
+    width = max(length - row.cached for length, row in zip(lengths, rows, strict=True))
+    kept = [max(length - width, 0) for length in lengths]
+    cache = RowCache(engine.layout, max(capacity, len(rows)), 0)
+    cache.reserve(len(rows), max(kept), width)
+    cache.end = max(kept)
+    ids = np.zeros((len(rows), width), dtype=np.int64)
+    for place, (row, length) in enumerate(zip(rows, kept, strict=True)):
+        cache.add(row.stored, length)
+        ids[place, width - (lengths[place] - length) :] = row.tokens[length:]
+    chunk = max(1, _PREFILL_TOKENS // len(rows))
+    for start in range(0, width, chunk):
+        behind = width - min(start + chunk, width)
+        logits = forward(engine, cache, ids[:, start : start + chunk], [max(length - behind, 0) for length in lengths])
+    return cache, logits
 
-    def __init__(self, engine: TransformersEngine, rows: list[int]) -> None:
-        self.engine, self.rows = engine, rows
-        device = engine.device
-        self.cache = engine.model.new_cache() if hasattr(engine.model, "new_cache") else GrowingCache()
-        self.lengths = torch.zeros(len(rows), dtype=torch.long, device=device)  # (B,) real tokens in the cache
-        self.slots = 0
-        self._mask = torch.zeros((len(rows), 0), dtype=torch.long, device=device)  # (B, room) 1 = real token
 
-    def select(self, keep: NDArray[np.int64], index: Any) -> None:
-        """Keep the rows ``keep`` in that order (``index``: the same on the device)."""
-        self.rows = [self.rows[place] for place in keep]
-        self.cache.batch_select_indices(index)
-        self.lengths, self._mask = self.lengths[index], self._mask[index]
-
-    def feed(self, blocks: Sequence[Sequence[int]]) -> Any:
-        """Append a non-empty block of tokens per row, right-aligned, in chunks of bounded size; logits (B, V)."""
-        width = max(len(block) for block in blocks)
-        ids, real = np.zeros((2, len(blocks), width), dtype=np.int64)
-        for row, block in enumerate(blocks):
-            ids[row, width - len(block) :] = block
-            real[row, width - len(block) :] = 1
-        device = self.engine.device
-        ids, real = torch.from_numpy(ids).to(device), torch.from_numpy(real).to(device)
-        positions = (self.lengths[:, None] + real.cumsum(dim=1) - 1).clamp(min=0)
-        chunk = max(1, _PREFILL_TOKENS // len(blocks))
-        for start in range(0, width, chunk):
-            part = slice(start, start + chunk)
-            logits = self._forward(ids[:, part], real[:, part], positions[:, part])
-        self.lengths = self.lengths + real.sum(dim=1)
-        return logits
-
-    def step(self, tokens: Any, running: Any) -> Any:
-        """Append one token (B,) to the rows that run, a hole to the others; logits (B, V)."""
-        real = running.long()
-        logits = self._forward(tokens[:, None], real[:, None], self.lengths[:, None])
-        self.lengths = self.lengths + real
-        return logits
-
-    def _forward(self, ids: Any, real: Any, positions: Any) -> Any:
-        old, self.slots = self.slots, self.slots + ids.shape[1]
-        if self.slots > self._mask.shape[1]:
-            more = torch.zeros((len(self.rows), self.slots), dtype=torch.long, device=ids.device)
-            self._mask = torch.cat([self._mask[:, :old], more], dim=1)
-        self._mask[:, old : self.slots] = real
-        return self.engine.forward(ids, self._mask[:, : self.slots], positions, self.cache)
+def forward(engine: TransformersEngine, cache: RowCache, ids: NDArray[np.int64], lengths: Sequence[int]) -> Any:
+    """Feed the columns of ``ids`` (B, q) right-aligned; the rows have ``lengths`` tokens afterwards. Logits (B, V)."""
+    device = engine.device
+    width = ids.shape[1]
+    slots = cache.used + width
+    after = torch.tensor(lengths, device=device)[:, None]  # (B, 1)
+    mask = (torch.arange(slots, 0, -1, device=device) <= after).long()  # (B, S): a slot's distance from the end
+    positions = (after - torch.arange(width, 0, -1, device=device)).clamp(min=0)  # (B, q)
+    logits = engine.forward(torch.from_numpy(ids).to(device), mask, positions, cache)
+    cache.advance(lengths, width)
+    return logits

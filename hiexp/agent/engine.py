@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -33,20 +33,43 @@ class Generation:
     finish_reason: Literal["stop", "eos", "length", "context"]
 
 
-class Session(Protocol):
-    """A batch of conversations that keep their cache between turns. Rows are addressed by index."""
+class EngineError(RuntimeError):
+    """The engine died and its sessions with it; rollouts in flight may be started again from their tokens."""
 
-    def generate(
+
+class Session(Protocol):
+    """Conversations that keep their cache between turns. Rows are addressed by index; each speaks a turn at a time.
+
+    A row is idle, or generating between its :meth:`start` and the :meth:`finished` that returns its turn. Every method
+    may raise :class:`EngineError`; the session is of no use afterwards.
+    """
+
+    def start(
         self, rows: Sequence[int], max_new_tokens: Sequence[int], stop: Sequence[str], sampling: Sampling
-    ) -> list[Generation]:
-        """Sample one turn for each of ``rows`` (limits per row); the sampled tokens become part of the row.
+    ) -> None:
+        """Queue one turn for each of the idle ``rows`` (limits per row); does not wait for them.
 
         A stop string that ends in ``{}`` stands for a group: it ends the turn when its brace is closed again.
+
+        Raises:
+            ValueError: a row twice, one that is generating or released, or lengths that differ.
+        """
+        ...
+
+    def finished(self, block: bool = True) -> list[tuple[int, Generation]]:
+        """Turns ``(row, generation)`` that ended since the last call; the sampled tokens are part of the row then.
+
+        Works until at least one has ended; an empty list where none is under way or, with ``block=False``, where none
+        ended within one round of work.
         """
         ...
 
     def extend(self, rows: Sequence[int], token_ids: Sequence[Sequence[int]]) -> None:
-        """Append inserted tokens (tool responses, templates) to ``rows``."""
+        """Append inserted tokens (tool responses, templates) to the idle ``rows``."""
+        ...
+
+    def release(self, rows: Sequence[int]) -> None:
+        """These rows speak no more, whatever they were doing: drop their queued and running turns and their cache."""
         ...
 
 
@@ -56,15 +79,47 @@ class Engine(Protocol):
     tokenizer: Any
     context_length: int
 
-    def open(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Session:
-        """Start one row per prompt; ``seeds`` make each row's samples independent of its batch."""
+    def open(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], drawn: Sequence[int] | None = None
+    ) -> Session:
+        """One row per prompt; ``seeds`` make each row's samples independent of its batch.
+
+        ``drawn`` counts the tokens a row has sampled already, for rows that go on after an engine died: their samples
+        continue the stream of their seed. None: 0 each.
+        """
         ...
 
 
-def check_prompts(prompts: Sequence[Sequence[int]], seeds: Sequence[int], context_length: int) -> None:
+def generate(
+    session: Session, rows: Sequence[int], max_new_tokens: Sequence[int], stop: Sequence[str], sampling: Sampling
+) -> list[Generation]:
+    """Start a turn of each of ``rows`` and wait for all of them (lock-step); nothing else may be under way."""
+    session.start(rows, max_new_tokens, stop, sampling)
+    done: dict[int, Generation] = {}
+    while len(done) < len(rows):
+        ended = session.finished()
+        if not ended:
+            raise EngineError(f"session: {len(rows) - len(done)} turns were started and never finished")
+        done.update(ended)
+    return [done[row] for row in rows]
+
+
+def check_turn(rows: Sequence[int], max_new_tokens: Sequence[int], busy: Collection[int], count: int) -> None:
+    """ValueError for a turn that cannot start: rows that repeat, are unknown or busy (generating or released)."""
+    if len(set(rows)) != len(rows) or len(max_new_tokens) != len(rows):
+        raise ValueError("rows: expected distinct rows and one max_new_tokens each")
+    for row in rows:
+        if not 0 <= row < count or row in busy:
+            raise ValueError(f"rows: expected idle rows of 0 to {count - 1}, got {row}")
+
+
+def check_prompts(
+    prompts: Sequence[Sequence[int]], seeds: Sequence[int], context_length: int, drawn: Sequence[int] | None = None
+) -> None:
     """ValueError for numbers of prompts and seeds that differ, an empty prompt, or one longer than the context."""
-    if len(prompts) != len(seeds):
-        raise ValueError(f"seeds: expected one per prompt ({len(prompts)}), got {len(seeds)}")
+    for name, values in (("seeds", seeds), ("drawn", drawn)):
+        if values is not None and len(prompts) != len(values):
+            raise ValueError(f"{name}: expected one per prompt ({len(prompts)}), got {len(values)}")
     for row, prompt in enumerate(prompts):
         if not 0 < len(prompt) <= context_length:
             raise ValueError(f"prompts[{row}]: expected 1 to {context_length} tokens (context), got {len(prompt)}")

@@ -8,14 +8,18 @@ those of the sampled tokens at temperature 1 unless the server was started with 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from hiexp.agent.engine import Generation, Sampling, check_prompts, extend_rows
-from hiexp.agent.http_json import ServiceError
+from hiexp.agent.background import Background
+from hiexp.agent.engine import EngineError, Generation, Sampling, check_prompts, check_turn, extend_rows
+from hiexp.agent.http_json import ServiceError, UnavailableError
 from hiexp.agent.openai_server import OpenAIServer
 from hiexp.agent.stopping import StopRule
+
+_MOMENT_S = 0.02  # a round of work of an engine that works elsewhere
 
 
 class OpenAIEngine:
@@ -33,13 +37,17 @@ class OpenAIEngine:
         self.server, self.tokenizer, self.context_length = server, tokenizer, context_length
         self._rules: dict[tuple[str, ...], StopRule] = {}
 
-    def open(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> OpenAISession:
+    def open(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], drawn: Sequence[int] | None = None
+    ) -> OpenAISession:
         """Start one row per prompt (token ids); row ``i`` samples with ``seeds[i]``.
+
+        A turn's seed follows from the row's seed and length, so ``drawn`` is not needed to go on as before.
 
         Raises:
             ValueError: different numbers of prompts and seeds, an empty prompt, or one longer than the context.
         """
-        check_prompts(prompts, seeds, self.context_length)
+        check_prompts(prompts, seeds, self.context_length, drawn)
         return OpenAISession(self, prompts, seeds)
 
     def stop_rule(self, stop: Sequence[str]) -> StopRule:
@@ -52,37 +60,61 @@ class OpenAIEngine:
 
 
 class OpenAISession:
-    """Rows of one batch, see :class:`hiexp.agent.engine.Session`. ``tokens[i]``: row ``i`` so far, prompt included."""
+    """Rows of one batch, see :class:`hiexp.agent.engine.Session`. ``tokens[i]``: row ``i`` so far, prompt included.
+
+    Every turn is a request of its own, ``server.concurrency`` at once, and is handed out as soon as it is answered.
+    """
 
     def __init__(self, engine: OpenAIEngine, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> None:
         self.engine = engine
         self.tokens = [list(prompt) for prompt in prompts]
         self._seeds = [int(seed) for seed in seeds]
+        self._busy: set[int] = set()  # rows that generate or are released
+        self._requests: Background[Generation] = Background(engine.server.concurrency, "hiexp-openai")
+        self._failed: BaseException | None = None
 
-    def extend(self, rows: Sequence[int], token_ids: Sequence[Sequence[int]]) -> None:
-        """Append inserted tokens to ``rows``."""
-        extend_rows(self.tokens, rows, token_ids, self.engine.context_length)
-
-    def generate(
+    def start(
         self, rows: Sequence[int], max_new_tokens: Sequence[int], stop: Sequence[str], sampling: Sampling
-    ) -> list[Generation]:
-        """Sample one turn for each of ``rows``, side by side; limits are per row.
+    ) -> None:
+        """Send one turn of each of ``rows``; limits are per row."""
+        check_turn(rows, max_new_tokens, self._busy, len(self.tokens))
+        rule = self.engine.stop_rule(stop)
+        for row, wanted in zip(rows, max_new_tokens, strict=True):
+            self._busy.add(row)
+            self._requests.submit(row, partial(self._turn, row, wanted, rule, sampling))
+
+    def finished(self, block: bool = True) -> list[tuple[int, Generation]]:
+        """Turns that were answered; with ``block=False`` it waits for an answer for a moment only.
 
         Raises:
-            ServiceError: the server fails for good, or answers without token ids.
+            EngineError: the server did not answer in all attempts. ServiceError: it refuses the request for good, or
+                answers something else than its schema. Turns that were answered before come first.
         """
-        if len(set(rows)) != len(rows) or len(max_new_tokens) != len(rows):
-            raise ValueError("rows: expected distinct rows and one max_new_tokens each")
-        rule = self.engine.stop_rule(stop)
-
-        def turn(item: tuple[int, int]) -> Generation:
-            return self._turn(*item, rule, sampling)
-
-        said = self.engine.server.map(turn, list(zip(rows, max_new_tokens, strict=True)))
-        for row, generation in zip(rows, said, strict=True):
+        if self._failed is not None:
+            raise self._failed
+        done: list[tuple[int, Generation]] = []
+        for row, generation, error in self._requests.collect(None if block else _MOMENT_S):
+            if generation is None:
+                self._failed = EngineError(str(error)) if isinstance(error, UnavailableError) else error
+                continue
+            self._busy.discard(row)
             self.tokens[row].extend(generation.token_ids)
-        generations: list[Generation] = said
-        return generations
+            done.append((row, generation))
+        if self._failed is not None:
+            self._requests.close()
+            if not done:
+                raise self._failed
+        return done
+
+    def extend(self, rows: Sequence[int], token_ids: Sequence[Sequence[int]]) -> None:
+        """Append inserted tokens to the idle ``rows``."""
+        extend_rows(self.tokens, rows, token_ids, self.engine.context_length)
+
+    def release(self, rows: Sequence[int]) -> None:
+        """Forget the turns of ``rows``; requests that wait are not sent, answers on their way are dropped."""
+        for row in rows:
+            self._busy.add(row)
+            self._requests.drop(row)
 
     def _turn(self, row: int, wanted: int, rule: StopRule, sampling: Sampling) -> Generation:
         tokens = self.tokens[row]

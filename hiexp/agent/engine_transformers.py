@@ -7,20 +7,26 @@ must work like a transformers Cache, ``batch_select_indices`` included.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hiexp._extras import require
-from hiexp.agent.decoding import Batch, Turn
-from hiexp.agent.engine import Generation, Sampling, check_prompts, extend_rows
-from hiexp.agent.sampling import sample, uniforms
+from hiexp.agent.decoding import Row, Turn, forward, prefill, prefill_groups, sample_turns
+from hiexp.agent.engine import EngineError, Generation, Sampling, check_prompts, check_turn, extend_rows
+from hiexp.agent.kv_cache import Layout, RowCache
 from hiexp.agent.stopping import StopRule
 
 torch = require("torch", "train", "hiexp.agent.engine_transformers")
+cache_utils = require("transformers.cache_utils", "train", "hiexp.agent.engine_transformers")
+
+# A prefill costs a forward pass of its own, however few rows join: they wait until they are this share of the running
+# ones, but not for more rounds than this.
+_JOIN_SHARE = 0.25
+_LONGEST_WAIT = 8
 
 
 class TransformersEngine:
@@ -40,22 +46,37 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.context_length = _context_length(model.config, context_length)
         self._last_logits_only = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self.windowed = _is_windowed(model.config)
         self._rules: dict[tuple[str, ...], StopRule] = {}
+        self._layout: tuple[Any, Layout] | None = None
 
     @property
     def device(self) -> Any:
         """Where the model's embedding lives."""
         return self.model.get_input_embeddings().weight.device
 
-    def open(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> TransformersSession:
-        """Start one row per prompt (token ids); row ``i`` samples with ``seeds[i]``.
+    @property
+    def layout(self) -> Layout:
+        """What the model keeps per token, seen in a forward pass of one token (again where the model has moved)."""
+        weight = self.model.get_input_embeddings().weight
+        state = (weight.device, weight.dtype)
+        if self._layout is None or self._layout[0] != state:
+            cache = cache_utils.DynamicCache()
+            one = torch.zeros((1, 1), dtype=torch.long, device=weight.device)
+            with self.inference():
+                self.forward(one, one + 1, one, cache)
+            self._layout = (state, Layout(cache))
+        return self._layout[1]
+
+    def open(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], drawn: Sequence[int] | None = None
+    ) -> TransformersSession:
+        """Start one row per prompt (token ids); row ``i`` samples with ``seeds[i]``, from draw ``drawn[i]`` on.
 
         Raises:
             ValueError: different numbers of prompts and seeds, an empty prompt, or one longer than the context.
         """
-        check_prompts(prompts, seeds, self.context_length)
-        return TransformersSession(self, prompts, seeds)
+        check_prompts(prompts, seeds, self.context_length, drawn)
+        return TransformersSession(self, prompts, seeds, [0] * len(prompts) if drawn is None else drawn)
 
     def stop_rule(self, stop: Sequence[str]) -> StopRule:
         """The compiled stop rule of these strings (kept, because it walks over the vocabulary)."""
@@ -77,88 +98,152 @@ class TransformersEngine:
     def inference(self) -> Iterator[None]:
         """No gradients, no dropout; the model's training mode is restored afterwards."""
         training = self.model.training
-        self.model.eval()
+        if training:
+            self.model.eval()
         try:
             with torch.inference_mode():
                 yield
         finally:
-            self.model.train(training)
+            if training:
+                self.model.train()
 
 
 class TransformersSession:
-    """Rows of one batch, see :class:`hiexp.agent.engine.Session`. ``tokens[i]``: row ``i`` so far, prompt included."""
+    """Rows of one batch, see :class:`hiexp.agent.engine.Session`. The schedule is a function of the calls alone."""
 
-    def __init__(self, engine: TransformersEngine, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> None:
+    def __init__(
+        self, engine: TransformersEngine, prompts: Sequence[Sequence[int]], seeds: Sequence[int], drawn: Sequence[int]
+    ) -> None:
         self.engine = engine
-        self.tokens = [list(prompt) for prompt in prompts]
-        self._seeds = [int(seed) for seed in seeds]
-        self._sampled = [0] * len(self.tokens)
-        self._batch: Batch | None = None
+        self._rows = [Row(prompt, int(seed), n) for prompt, seed, n in zip(prompts, seeds, drawn, strict=True)]
+        self._busy: set[int] = set()  # rows that generate or are released
+        self._queue: list[Turn] = []
+        self._turns: list[Turn] = []  # by place in the batch; those that are over leave it in the next round
+        self._batch: RowCache | None = None
+        self._ended: list[tuple[int, Generation]] = []
+        self._waited = 0
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        """Every row so far, prompt included."""
+        return [row.tokens for row in self._rows]
+
+    def start(
+        self, rows: Sequence[int], max_new_tokens: Sequence[int], stop: Sequence[str], sampling: Sampling
+    ) -> None:
+        """Queue one turn for each of ``rows``; limits are per row, and the context ends a row with ``context``."""
+        check_turn(rows, max_new_tokens, self._busy, len(self._rows))
+        rule = self.engine.stop_rule(stop)
+        for row, wanted in zip(rows, max_new_tokens, strict=True):
+            room = self.engine.context_length - len(self._rows[row].tokens)
+            turn = Turn(row, min(room, wanted), "context" if room < wanted else "length", rule, sampling)
+            if turn.limit > 0:
+                self._busy.add(row)
+                self._queue.append(turn)
+            else:
+                self._ended.append((row, Generation([], [], turn.full)))
+
+    def finished(self, block: bool = True) -> list[tuple[int, Generation]]:
+        """Turns that ended, after one round of work (``block=False``) or as many as it takes for one to end.
+
+        Raises:
+            EngineError: out of memory on the device. ValueError: log-probabilities that are not finite.
+        """
+        with self.engine.inference():
+            while not self._ended and (self._queue or any(not turn.over for turn in self._turns)):
+                self._round()
+                if not block:
+                    break
+        ended, self._ended = self._ended, []
+        return ended
 
     def extend(self, rows: Sequence[int], token_ids: Sequence[Sequence[int]]) -> None:
-        """Append inserted tokens to ``rows``; they reach the model with the next :meth:`generate`."""
+        """Append inserted tokens to the idle ``rows``; they reach the model with their next turn."""
         extend_rows(self.tokens, rows, token_ids, self.engine.context_length)
 
-    def generate(
-        self, rows: Sequence[int], max_new_tokens: Sequence[int], stop: Sequence[str], sampling: Sampling
-    ) -> list[Generation]:
-        """Sample one turn for each of ``rows``; limits are per row, and the context ends a row with ``context``."""
-        if len(set(rows)) != len(rows) or len(max_new_tokens) != len(rows):
-            raise ValueError("rows: expected distinct rows and one max_new_tokens each")
-        room = [self.engine.context_length - len(self.tokens[row]) for row in rows]
-        turn = Turn(rows, room, max_new_tokens, self._stream)
-        if turn.width:
-            rule = self.engine.stop_rule(stop)
-            with self.engine.inference():
-                self._decode(turn, rule, sampling)
-        return [self._finish(turn, index, row) for index, row in enumerate(rows)]
+    def release(self, rows: Sequence[int]) -> None:
+        """Drop turns and cache of ``rows``; their place in the batch goes to others in the next round."""
+        gone = set(rows)
+        self._busy |= gone
+        self._queue = [turn for turn in self._queue if turn.row not in gone]
+        self._ended = [(row, said) for row, said in self._ended if row not in gone]
+        for turn in self._turns:
+            turn.over = turn.over or turn.row in gone
+        for row in gone:
+            self._rows[row].forget()
+            self._rows[row].released = True
+        if all(self._rows[turn.row].released for turn in self._turns):
+            self._turns, self._batch = [], None
 
-    def _decode(self, turn: Turn, rule: StopRule, sampling: Sampling) -> None:
-        """The decoding loop: one forward pass per step for all rows of ``turn`` that still run."""
-        batch = self._batch_of([turn.rows[i] for i in turn.order])
-        logits = batch.feed(
-            [self.tokens[row][done:] for row, done in zip(batch.rows, batch.lengths.tolist(), strict=True)]
-        )
-        for step in range(turn.width):
-            draws = torch.from_numpy(turn.draws(step)).to(logits.device)
-            tokens, logprobs = sample(logits, draws, sampling.temperature, sampling.top_p)
-            turn.record(step, tokens.cpu().numpy(), logprobs.cpu().numpy(), rule)
-            if not turn.running.any():
-                return
-            keep = turn.leaving()
-            if keep is not None:
-                index = torch.from_numpy(keep).to(tokens.device)
-                batch.select(keep, index)
-                tokens = tokens[index]
-            logits = batch.step(tokens, torch.from_numpy(turn.running).to(tokens.device))
+    def _round(self) -> None:
+        """Rows that are over leave; then queued turns join, if it is time, or the running ones make a step."""
+        try:
+            self._settle()
+            self._waited += 1
+            due = len(self._queue) >= _JOIN_SHARE * len(self._turns) or self._waited >= _LONGEST_WAIT
+            if self._queue and due:
+                self._admit()
+            else:
+                self._step()
+        except torch.OutOfMemoryError as error:
+            raise EngineError(f"out of memory with {len(self._turns)} rows in the batch: {error}") from error
 
-    def _batch_of(self, rows: list[int]) -> Batch:
-        """The cached batch narrowed to exactly ``rows``; rebuilt from their tokens where one of them has left it.
+    def _settle(self) -> None:
+        """Take the rows that are over out of the batch, with a copy of their cache unless they are released."""
+        for place in reversed(range(len(self._turns))):
+            turn = self._turns[place]
+            if not turn.over or self._batch is None:
+                continue
+            row = self._rows[turn.row]
+            if not row.released:
+                row.stored, row.cached = self._batch.take(place), self._batch.lengths[place]
+            self._batch.drop(place)
+            last = self._turns.pop()
+            if place < len(self._turns):
+                self._turns[place] = last
+        if not self._turns:
+            self._batch = None
 
-        Sliding-window attention measures distance in slots, so that holes inside a row would shorten its window. A new
-        batch has holes on the left alone, and rows that run make none: such models are rebuilt every turn.
-        """
+    def _admit(self) -> None:
+        """Prefill the queued turns, sample their first tokens, and let those that go on join the batch."""
+        queue, self._queue, self._waited = self._queue, [], 0
+        for group in prefill_groups([self._rows[turn.row] for turn in queue]):
+            turns = [queue[index] for index in group]
+            rows = [self._rows[turn.row] for turn in turns]
+            cache, logits = prefill(self.engine, rows)
+            for row in rows:
+                row.forget()
+            self._sampled(turns, logits)
+            if self._batch is None:
+                self._batch = cache
+            else:
+                self._batch.reserve(len(self._turns) + len(turns), cache.used, 1)
+                for place, length in enumerate(cache.lengths):
+                    self._batch.add(cache.view(place), length)
+            self._turns += turns
+
+    def _step(self) -> None:
+        """One token more for every row of the batch."""
         batch = self._batch
-        if batch is None or self.engine.windowed or not set(rows) <= set(batch.rows):
-            batch = self._batch = Batch(self.engine, rows)
-        elif batch.rows != rows:
-            place = {row: index for index, row in enumerate(batch.rows)}
-            keep = np.array([place[row] for row in rows])
-            batch.select(keep, torch.from_numpy(keep).to(self.engine.device))
-        return batch
+        assert batch is not None
+        batch.reserve(len(self._turns), batch.used, 1)
+        ids = np.array([[self._rows[turn.row].tokens[-1]] for turn in self._turns])
+        self._sampled(self._turns, forward(self.engine, batch, ids, [length + 1 for length in batch.lengths]))
 
-    def _finish(self, turn: Turn, index: int, row: int) -> Generation:
-        count = int(turn.counts[index])
-        tokens, logprobs = turn.tokens[index, :count].tolist(), turn.logprobs[index, :count]
-        if not np.isfinite(logprobs).all():
-            raise ValueError(f"model: log-probabilities of row {row} are not finite; the weights may have diverged")
-        self.tokens[row].extend(tokens)
-        self._sampled[row] += count
-        return Generation(tokens, logprobs.tolist(), turn.reasons[index])
-
-    def _stream(self, row: int, start: int, count: int) -> NDArray[np.float64]:
-        """Uniform numbers for tokens ``start`` to ``start + count`` of this turn of ``row``."""
-        return uniforms(self._seeds[row], self._sampled[row] + start, count)
+    def _sampled(self, turns: Sequence[Turn], logits: Any) -> None:
+        """Sample a token of each turn and end those that end with it."""
+        rows = [self._rows[turn.row] for turn in turns]
+        for turn, row, token, logprob in zip(turns, rows, *sample_turns(turns, rows, logits), strict=True):
+            if not math.isfinite(logprob):
+                raise ValueError(
+                    f"model: log-probabilities of row {turn.row} are not finite; the weights may have diverged"
+                )
+            row.tokens.append(token)
+            reason = turn.take(token, logprob)
+            if reason is not None:
+                turn.over = True
+                self._busy.discard(turn.row)
+                self._ended.append((turn.row, Generation(turn.tokens, turn.logprobs, reason)))
 
 
 def _context_length(config: Any, wanted: int | None) -> int:
@@ -170,14 +255,6 @@ def _context_length(config: Any, wanted: int | None) -> int:
     if not 0 < wanted <= (own or wanted):
         raise ValueError(f"context_length: expected 1 to {own} (the model's limit), got {wanted}")
     return wanted
-
-
-def _is_windowed(config: Any) -> bool:
-    """Whether a layer attends to a sliding window only."""
-    layers = getattr(config, "layer_types", None)
-    if layers is not None:
-        return any(layer != "full_attention" for layer in layers)
-    return getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> set[int]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import random
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
@@ -18,6 +20,10 @@ _LONGEST_PAUSE_S = 20.0
 
 class ServiceError(OSError):
     """A server cannot be reached, keeps failing, or answers something else than its schema; names the URL."""
+
+
+class UnavailableError(ServiceError):
+    """A server gave no answer in all attempts: it may come back."""
 
 
 def check_url(name: str, url: str) -> urllib.parse.SplitResult:
@@ -33,12 +39,14 @@ def post_json(
 ) -> Any:
     """The JSON answer to a POST of ``body``.
 
-    Status 408, 429 and 5xx, time-outs and broken connections are tried again up to ``retries`` times, after 0.2 s,
-    0.4 s, … or what ``Retry-After`` says, at most 20 s.
+    Status 408, 429 and 5xx, time-outs and broken connections, an answer that breaks off among them, are tried again up
+    to ``retries`` times. The pauses are random between half and all of 0.2 s, 0.4 s, …, so that clients that failed
+    together do not come back together, or what ``Retry-After`` (seconds or a date) says; at most 20 s each.
 
     Raises:
-        ServiceError: any other status, no answer in all attempts, or an answer that is no JSON. Headers, which may
-            hold a key, are never part of the message.
+        UnavailableError: no answer in all attempts.
+        ServiceError: any other status, or an answer that is no JSON from its start. Headers, which may hold a key, are
+            never part of the message.
     """
     data = json.dumps(body).encode("utf-8")
     known = {"Content-Type": "application/json", "Accept": "application/json", **(headers or {})}
@@ -54,10 +62,17 @@ def post_json(
         except (OSError, http.client.HTTPException) as error:
             problem, wait = f"{type(error).__name__}: {error}", None
         else:
-            return _parsed(url, reply)
+            try:
+                return json.loads(reply)
+            except ValueError as error:
+                # A body without length that breaks off looks complete to the client; a page of HTML never was JSON.
+                if not reply.lstrip().startswith((b"{", b"[")):
+                    raise ServiceError(f"{url}: expected JSON, got {start_of(reply)}") from error
+                problem, wait = f"an answer that is not valid JSON: {start_of(reply)}", None
         if attempt < retries:
-            time.sleep(min(_LONGEST_PAUSE_S, wait if wait is not None else _FIRST_PAUSE_S * 2**attempt))
-    raise ServiceError(f"{url}: no answer in {retries + 1} attempts, last {problem}")
+            pause = wait if wait is not None else _FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.0)
+            time.sleep(min(_LONGEST_PAUSE_S, pause))
+    raise UnavailableError(f"{url}: no answer in {retries + 1} attempts, last {problem}")
 
 
 def start_of(data: bytes) -> str:
@@ -65,12 +80,11 @@ def start_of(data: bytes) -> str:
     return repr(data[:200].decode("utf-8", "replace"))
 
 
-def _parsed(url: str, data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except ValueError as error:
-        raise ServiceError(f"{url}: expected JSON, got {start_of(data)}") from error
-
-
 def _retry_after(value: str | None) -> float | None:
-    return float(value) if value is not None and value.isdigit() else None
+    """Seconds that a ``Retry-After`` header asks for, which may be a number or a date; None where it says neither."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None

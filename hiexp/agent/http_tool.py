@@ -31,6 +31,7 @@ class HttpTool:
     """
 
     name = "http"
+    remote = True
 
     def __init__(self, url: str, *, timeout_s: float = 10.0, retries: int = 3) -> None:
         path = check_url("url", url).path.rstrip("/")

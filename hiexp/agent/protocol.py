@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
@@ -20,7 +21,12 @@ ActionKind = Literal["search", "answer", "none"]
 _CHAT_TOKENS = re.compile(
     r"<\|[^|<>]{0,64}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
 )
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+# Control characters; invisible ones that part or join what a reader sees (zero-width, bidirectional, "tag" characters);
+# lone surrogates.
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    r"\U000e0000-\U000e007f\ud800-\udfff]"
+)
 
 BOX_OPEN, BOX_CLOSE = "\\boxed{", "}"
 COMPACT_TAGS = (
@@ -108,12 +114,19 @@ class Dialect:
 
         Each is replaced by a space, so that what stood around it cannot close up to a new tag.
         """
-        text = _CONTROL.sub(" ", _CHAT_TOKENS.sub(" ", text))
-        for token in (*self.tags, *banned):
-            # A tokenizer whose special tokens are blanks or single characters must not eat ordinary text.
-            if len(token.strip()) > 1:
-                text = text.replace(token, " ")
-        return self.plain(text)
+        text = self.plain(_CONTROL.sub(" ", text))  # before the tags are looked for: it may write them
+        found = True
+        while found:  # what a replacement brings together is looked at again
+            cleaned = _CHAT_TOKENS.sub(" ", text)
+            for token in (*self.tags, *banned):
+                # A tokenizer whose special tokens are blanks or single characters must not eat ordinary text.
+                if len(token.strip()) > 1:
+                    cleaned = cleaned.replace(token, " ")
+            found, text = cleaned != text, cleaned
+        # Tokenizers that fold compatibility forms (full-width letters and brackets) would read a tag where none stands.
+        folded = unicodedata.normalize("NFKC", text)
+        cleaned = self.sanitize(folded, banned) if folded != text else folded
+        return self.plain(text if cleaned == self.plain(folded) else cleaned)
 
     def plain(self, text: str) -> str:
         """Lower-case and single-spaced in a compact dialect; unchanged in the others."""

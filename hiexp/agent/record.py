@@ -6,8 +6,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 SpanKind = Literal["prompt", "experience", "sampled", "tool", "template"]
-FinishReason = Literal["answer", "max_turns", "max_tokens", "context", "malformed", "eos"]
-ToolStatus = Literal["ok", "empty", "timeout", "error"]
+FinishReason = Literal[
+    "answer", "max_turns", "max_tokens", "context", "malformed", "eos", "max_searches", "max_tool_seconds", "cancelled"
+]
+# ``duplicate``: the rollout had asked the same before and was answered from its own earlier result.
+ToolStatus = Literal["ok", "empty", "timeout", "error", "duplicate"]
 
 
 @dataclass(slots=True)
@@ -37,7 +40,11 @@ class Injection:
 
 @dataclass(slots=True)
 class ToolCall:
-    """One tool call; failures are recorded here and the rollout goes on. ``turn``: the sampled turn, counted from 1."""
+    """One tool call; failures are recorded here and the rollout goes on. ``turn``: the sampled turn, counted from 1.
+
+    ``document_ids`` are all that were found; the first ``shown`` of those with content were inserted, the rest left no
+    room (a single one may have been cut). None in records of versions that did not count them.
+    """
 
     turn: int
     query: str
@@ -45,6 +52,7 @@ class ToolCall:
     seconds: float
     document_ids: list[str] = field(default_factory=list)
     error: str | None = None
+    shown: int | None = None
 
 
 @dataclass(slots=True)
@@ -68,6 +76,7 @@ class Rollout:
         answer: extracted final answer or None.
         reward: outcome reward, None until scored.
         scores: em, f1, cem, ... once scored.
+        engine_restarts: how often the engine died while this rollout was in flight; it went on from its tokens.
         steps: readable steps as ``[kind, text]`` for reports and reflection; never used for training.
     """
 
@@ -89,6 +98,7 @@ class Rollout:
     reward: float | None = None
     scores: dict[str, float] = field(default_factory=dict)
     steps: list[tuple[str, str]] = field(default_factory=list)
+    engine_restarts: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict; :meth:`from_json` is its inverse."""

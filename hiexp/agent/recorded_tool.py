@@ -38,6 +38,7 @@ class RecordedTool:
         self.path, self.tool = Path(path), tool
         if tool is None and not self.path.is_file():
             raise DataError(f"{path}: no such recording of searches")
+        self.remote = bool(getattr(tool, "remote", False))
         self._lock = threading.Lock()
         self.hits = self.misses = 0
         try:

@@ -28,7 +28,11 @@ class Document:
 
 
 class Tool(Protocol):
-    """A search tool: deterministic for the same corpus, query and ``top_k``."""
+    """A search tool: deterministic for the same corpus, query and ``top_k``.
+
+    One that waits for another machine says so with an attribute ``remote = True``: it is asked in background threads,
+    several at once, while other rollouts go on. Without the attribute a tool is asked in turn.
+    """
 
     @property
     def name(self) -> str: ...

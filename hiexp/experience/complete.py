@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hiexp.agent.engine import Engine, Sampling
+from hiexp.agent.engine import Engine, Sampling, generate
 
 Complete = Callable[[list[str]], list[str]]
 
@@ -62,7 +62,7 @@ def complete_with_engine(
         return []
     session = engine.open(encoded, [seed + position for position in range(len(encoded))])
     rows = range(len(encoded))
-    turns = session.generate(rows, [max_new_tokens] * len(rows), (), sampling or Sampling(temperature=0.0))
+    turns = generate(session, rows, [max_new_tokens] * len(rows), (), sampling or Sampling(temperature=0.0))
     return [str(engine.tokenizer.decode(turn.token_ids, skip_special_tokens=True)) for turn in turns]
 
 

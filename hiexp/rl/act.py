@@ -1,4 +1,4 @@
-"""Rollouts of the current policy: the search agent with the run's limits, some rows at a time, seeded by place."""
+"""Rollouts of the current policy: the search agent with the run's limits, seeded by place."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Actor:
         sampling: Sampling,
         label: str,
     ) -> list[Rollout]:
-        """One rollout per row, ``rollout.batch_rows`` rows at a time, with a progress bar named ``label``.
+        """One rollout per row, ``rollout.batch_rows`` in flight; a progress bar named ``label`` counts finished ones.
 
         Raises:
             ValueError: a question twice with one index: rollout ids, which groups are told apart by, would repeat.
@@ -51,19 +51,18 @@ class Actor:
             if count > 1:
                 raise ValueError(f"question {identifier!r}: expected different question ids in a step, got it twice")
         agent = self._agent(tool if tool is not None else self.tool, sampling)
-        size = self.config.rollout.batch_rows
-        rollouts: list[Rollout] = []
-        for first in track(range(0, len(questions), size), label):
-            rows = slice(first, first + size)
-            rollouts += agent.run(
-                questions[rows],
-                seeds=seeds[rows],
-                snapshot=snapshot,
-                with_experience=with_experience[rows],
-                policy_step=policy_step,
-                indices=indices[rows],
-            )
-        return rollouts
+        stream = agent.stream(
+            questions,
+            seeds=seeds,
+            snapshot=snapshot,
+            with_experience=with_experience,
+            policy_step=policy_step,
+            indices=indices,
+        )
+        done = {rollout.rollout_id: rollout for rollout in track(stream, label, len(questions))}
+        return [
+            done[f"{question.id}/{policy_step}/{index}"] for question, index in zip(questions, indices, strict=True)
+        ]
 
     def check_prompts(self, questions: Sequence[Question]) -> None:
         """Raise ValueError for a question whose prompt leaves no room in the limits (names the question)."""
@@ -104,6 +103,12 @@ class Actor:
             max_new_tokens=limits.max_new_tokens,
             max_total_tokens=limits.max_total_tokens,
             max_document_tokens=limits.max_document_tokens,
+            max_searches=limits.max_searches,
+            max_sampled_tokens=limits.max_sampled_tokens,
+            max_tool_seconds=limits.max_tool_seconds,
+            batch_rows=limits.batch_rows,
+            remote_calls=limits.remote_calls,
+            engine_retries=limits.engine_retries,
             top_k=self.config.tool.top_k,
             tool_timeout_s=self.config.tool.timeout_s,
             e1_threshold=experience.e1_threshold,

@@ -117,13 +117,24 @@ class RolloutConfig:
     max_total_tokens: int = setting(2048, at_least=2)
     """Most tokens per rollout, prompt and documents included."""
     max_document_tokens: int = setting(1024, at_least=1)
-    """Most tokens of the documents of one search."""
+    """Most tokens of the documents of one search; whole documents, and of a single one whole words, are left out."""
+    max_searches: int | None = setting(None, at_least=0)
+    """Most searches per rollout, repeated ones included; a further one ends it. Null: ``max_turns`` alone limits."""
+    max_sampled_tokens: int | None = setting(None, at_least=1)
+    """Most sampled tokens per rollout; null sets no limit but the others."""
+    max_tool_seconds: float | None = setting(None, above=0.0)
+    """After searches that took this long together a further one ends the rollout; null sets no limit. With it the clock
+    decides, so that a run cannot be repeated exactly."""
     temperature: float = setting(1.0, above=0.0)
     """Sampling temperature (paper: 1.0); log-probs are taken at it."""
     top_p: float = setting(0.95, above=0.0, at_most=1.0)
     """Nucleus of sampling (paper: 0.95)."""
     batch_rows: int = setting(64, at_least=1)
-    """Most rollouts that are generated side by side; no influence on results, only on memory and speed."""
+    """Most rollouts in flight; when one ends the next begins. No influence on results beyond rounding."""
+    remote_calls: int = setting(16, at_least=1)
+    """Most searches at once of a tool on another machine (``http``); other rollouts go on meanwhile."""
+    engine_retries: int = setting(2, at_least=0)
+    """How often a rollout goes on from its tokens after the engine died under it; then the run stops."""
     server: str = ""
     """Base URL of an OpenAI-compatible server that samples instead of this process (``vllm serve``); the key comes from
     OPENAI_API_KEY. For ``hiexp rollout`` and ``eval``: a trainer's new weights do not reach it."""

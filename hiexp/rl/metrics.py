@@ -19,13 +19,16 @@ from hiexp._extras import require
 from hiexp.agent.record import FinishReason, Rollout
 from hiexp.io import atomic_write, read_jsonl
 
-FINISH_REASONS: tuple[FinishReason, ...] = ("answer", "malformed", "max_turns", "max_tokens", "context", "eos")
+FINISH_REASONS: tuple[FinishReason, ...] = (
+    "answer", "malformed", "max_turns", "max_tokens", "context", "eos", "max_searches", "max_tool_seconds", "cancelled",
+)  # fmt: skip
 TIME_KEYS = ("seconds_rollout", "seconds_score", "seconds_update", "seconds_step")
 METRIC_KEYS = (
     "step", "reward_mean", "reward_std", "advantage_var_raw", "zero_variance_share", "nan_rewards", "grad_norm", "loss",
     "kl_ref", "approx_kl", "clip_fraction", "entropy", "engine_mismatch", "lr", "searches_per_answer",
     "response_tokens", "prompt_tokens", "experience_hit_rate_E1", "experience_hit_rate_start", "reward_with_experience",
-    "reward_without_experience", *(f"finish_{reason}" for reason in FINISH_REASONS), "tool_errors", "snapshot_id",
+    "reward_without_experience", *(f"finish_{reason}" for reason in FINISH_REASONS), "tool_errors",
+    "duplicate_searches", "engine_restarts", "snapshot_id",
     "hek_E1", "hek_E2", "hek_E3", *TIME_KEYS,
 )  # fmt: skip
 
@@ -57,6 +60,8 @@ def rollout_metrics(rollouts: Sequence[Rollout], with_experience: Sequence[bool]
         ),
         **{f"finish_{reason}": finishes[reason] / len(rollouts) for reason in FINISH_REASONS},
         "tool_errors": sum(call.status in ("timeout", "error") for call in calls),
+        "duplicate_searches": sum(call.status == "duplicate" for call in calls),
+        "engine_restarts": sum(rollout.engine_restarts for rollout in rollouts),
     }
 
 

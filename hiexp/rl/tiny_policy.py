@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-
-from hiexp.agent.kv_cache import GrowingCache
 
 PAD, UNK, BOS, EOS = "<pad>", "<unk>", "<bos>", "<eos>"
 
@@ -55,39 +54,18 @@ class TinyConfig(PreTrainedConfig):
         super().__init__(pad_token_id=pad_token_id, bos_token_id=bos_token_id, eos_token_id=eos_token_id, **kwargs)
 
 
-class TinyCache(GrowingCache):
-    """Keys and values of past slots, and the last two real tokens of every row (for the token shift)."""
+def _predecessors(ids: Tensor, real: Tensor, n: int, padding: int) -> tuple[Tensor, Tensor]:
+    """The two real tokens before each of the last ``n`` positions of ``ids`` (B, S): t-1 (B, n) and t-2 (B, n).
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.tail: Tensor | None = None  # (B, 2) int64: tokens t-2, t-1; None before the first block
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the rows ``indices`` (int64), in that order."""
-        super().batch_select_indices(indices)
-        self.tail = None if self.tail is None else self.tail[indices]
-
-
-def _predecessors(ids: Tensor, real: Tensor, tail: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The two real tokens before each position of ``ids`` (B, q), and the tail after them.
-
-    ``real`` (B, q) bool marks tokens that are no holes, ``tail`` (B, 2) the two real tokens before the block. Returns
-    tokens t-1 (B, q), t-2 (B, q) and the new tail (B, 2).
+    ``real`` (B, S) bool marks tokens that are no holes; before the first one stands ``padding``.
     """
-    if ids.shape[1] == 1:
-        advanced = torch.cat([tail[:, 1:], ids], dim=1)
-        return tail[:, 1:], tail[:, :1], torch.where(real, advanced, tail)
-    n_rows, n = ids.shape
+    n_rows, slots = ids.shape
     rank = real.long().cumsum(1)  # number of real tokens up to and including t
-    # Row-wise list of real tokens behind the tail; holes go to a waste column at the end.
-    dense = torch.cat([tail, ids.new_zeros(n_rows, n + 1)], dim=1)
-    dense.scatter_(1, torch.where(real, rank + 1, n + 2), ids)
-    newest = rank[:, -1:]
-    return (
-        dense.gather(1, rank),
-        dense.gather(1, (rank - 1).clamp_min(0)),
-        dense.gather(1, torch.cat([newest, newest + 1], 1)),
-    )
+    # Row-wise list of real tokens behind two of padding; holes go to a waste column at the end.
+    dense = ids.new_full((n_rows, slots + 3), padding)
+    dense.scatter_(1, torch.where(real, rank + 1, slots + 2), ids)
+    rank = rank[:, slots - n :]
+    return dense.gather(1, rank), dense.gather(1, (rank - 1).clamp_min(0))
 
 
 class _Block(nn.Module):
@@ -103,7 +81,7 @@ class _Block(nn.Module):
         self.gate_up = nn.Linear(d, 2 * config.intermediate_size, bias=False)
         self.down = nn.Linear(config.intermediate_size, d, bias=False)
 
-    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor, cache: TinyCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor, cache: Cache | None) -> Tensor:
         n_rows, n, d = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(n_rows, n, 3 * self.heads, -1)
         qk, v = qkv.split([2 * self.heads, self.heads], dim=2)
@@ -150,7 +128,7 @@ class TinyModel(TinyPreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: TinyCache | None = None,
+        past_key_values: Cache | None = None,
         use_cache: bool = False,
         **_: Any,
     ) -> BaseModelOutputWithPast:
@@ -159,22 +137,22 @@ class TinyModel(TinyPreTrainedModel):
         Args:
             attention_mask: (B, past + q), 0 for holes; all ones if None.
             position_ids: (B, q); the number of real tokens before each if None.
-            past_key_values: a cache of :meth:`TinyPolicy.new_cache`, extended in place.
+            past_key_values: any transformers cache, extended in place; the token ids, which the token shift needs, are
+                kept in it as one layer more.
             use_cache: make a cache if there is none.
         """
         n_rows, n = input_ids.shape
-        cache = past_key_values if past_key_values is not None or not use_cache else TinyCache()
+        cache = past_key_values if past_key_values is not None or not use_cache else DynamicCache()
         past = 0 if cache is None else cache.get_seq_length()
         visible = input_ids.new_ones(n_rows, past + n) if attention_mask is None else attention_mask
         visible = visible.bool()
         if position_ids is None:
             position_ids = (visible.long().cumsum(1) - 1).clamp_min(0)[:, past:]
-        tail = None if cache is None else cache.tail
-        if tail is None:
-            tail = input_ids.new_full((n_rows, 2), self.config.pad_token_id)
-        previous, second, tail = _predecessors(input_ids, visible[:, past:], tail)
+        ids = input_ids
         if cache is not None:
-            cache.tail = tail
+            block = input_ids[:, None, :, None]  # (B, 1, q, 1)
+            ids = cache.update(block, block[..., :0], len(self.layers))[0][:, 0, :, 0]
+        previous, second = _predecessors(ids, visible, n, self.config.pad_token_id)
         x = self.embed_tokens(input_ids)
         x = x + self.shift[0](self.embed_tokens(previous)) + self.shift[1](self.embed_tokens(second))
         rotation, mask = self._rotation(position_ids), _attention_mask(visible, n)
@@ -212,10 +190,6 @@ class TinyPolicy(TinyPreTrainedModel):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    def new_cache(self) -> TinyCache:
-        """An empty cache; the engine asks for it because the token shift needs more than keys and values."""
-        return TinyCache()
-
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
@@ -224,7 +198,7 @@ class TinyPolicy(TinyPreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: TinyCache | None = None,
+        past_key_values: Cache | None = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
         **_: Any,

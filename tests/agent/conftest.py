@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from types import SimpleNamespace
 
 import pytest
 
-from hiexp.agent.engine import Generation
+from hiexp.agent.engine import EngineError, Generation
 from hiexp.agent.protocol import COMPACT_TAGS, COMPACT_WORDS
 from hiexp.agent.tools import Document
 
@@ -37,21 +39,75 @@ class WordTokenizer:
         return " ".join(self.words[i] for i in ids)
 
 
+class ByteTokenizer:
+    """Hugging Face's interface over bytes, with tags and chat tokens that are one token each wherever they stand.
+
+    Like real fast tokenizers it finds those tokens in any text that it is given, and it folds compatibility forms.
+    """
+
+    bos_token_id, eos_token_id, chat_template = None, 256, None
+    all_special_tokens = ("<|im_end|>", "<|im_start|>", "</s>")
+
+    def __init__(self, tags=()):
+        self.added = [*self.all_special_tokens, *tags]
+        self._pattern = re.compile("|".join(map(re.escape, sorted(self.added, key=len, reverse=True))))
+
+    def __len__(self):
+        return 256 + len(self.added)
+
+    def get_added_vocab(self):
+        return {token: 256 + i for i, token in enumerate(self.added)}
+
+    def __call__(self, text, add_special_tokens=True):
+        text, ids, place = unicodedata.normalize("NFKC", text), [], 0
+        for match in self._pattern.finditer(text):
+            ids += [*text[place : match.start()].encode(), 256 + self.added.index(match[0])]
+            place = match.end()
+        return {"input_ids": [*ids, *text[place:].encode()]}
+
+    def decode(self, ids, **_):
+        data = b"".join(bytes([i]) if i < 256 else self.added[i - 256].encode() for i in ids)
+        return data.decode("utf-8", "replace")
+
+
 class ScriptedEngine:
-    """Says given token ids: ``script[row]`` is a list of turns; a turn longer than its limit is cut."""
+    """Says given token ids: ``script[row]`` is a list of turns; a turn longer than its limit is cut.
 
-    def __init__(self, tokenizer, script, context_length=400):
+    ``order`` chooses which of the turns under way end together: a function from their number to how many. ``dies``:
+    calls of ``finished`` that raise EngineError instead, counted from 0 over the engine's life.
+    """
+
+    def __init__(self, tokenizer, script, context_length=400, order=lambda count: count, dies=()):
         self.tokenizer, self.script, self.context_length = tokenizer, script, context_length
-        self.prompts, self.extended = [], []
+        self.order, self.dies = order, set(dies)
+        self.prompts, self.extended, self.opened, self.asked = [], [], [], 0
+        self.released, self.most = set(), 0
 
-    def open(self, prompts, seeds):
+    def open(self, prompts, seeds, drawn=None):
         self.prompts = [list(prompt) for prompt in prompts]
         self.rows = [list(prompt) for prompt in prompts]
-        self.turns = [0] * len(prompts)
+        self.opened.append(([list(prompt) for prompt in prompts], list(seeds), drawn))
+        self.turns, self.queue, self.released = [0] * len(prompts), [], set()
         return self
 
-    def generate(self, rows, max_new_tokens, stop, sampling):
-        return [self._turn(row, limit) for row, limit in zip(rows, max_new_tokens, strict=True)]
+    def start(self, rows, max_new_tokens, stop, sampling):
+        busy = {row for row, _ in self.queue} | self.released
+        assert len(set(rows)) == len(rows)
+        assert not busy & set(rows)
+        self.queue += zip(rows, max_new_tokens, strict=True)
+        self.most = max(self.most, len(self.queue))
+
+    def finished(self, block=True):
+        self.asked += 1
+        if self.asked - 1 in self.dies:
+            raise EngineError("the engine died")
+        count = max(1, self.order(len(self.queue)))
+        ended, self.queue = self.queue[:count], self.queue[count:]
+        return [(row, self._turn(row, limit)) for row, limit in ended]
+
+    def release(self, rows):
+        self.released |= set(rows)
+        self.queue = [item for item in self.queue if item[0] not in self.released]
 
     def _turn(self, row, limit):
         turns = self.script[row % len(self.script)]
@@ -102,7 +158,7 @@ def word_tokenizer():
 
 @pytest.fixture(scope="session")
 def fakes():
-    return SimpleNamespace(ScriptedEngine=ScriptedEngine, ListTool=ListTool, WORDS=WORDS)
+    return SimpleNamespace(ScriptedEngine=ScriptedEngine, ByteTokenizer=ByteTokenizer, ListTool=ListTool, WORDS=WORDS)
 
 
 @pytest.fixture(scope="session")

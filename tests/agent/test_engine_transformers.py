@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hiexp.agent.engine import Sampling  # noqa: E402
+from hiexp.agent.engine import Sampling, generate  # noqa: E402
 from hiexp.agent.engine_transformers import TransformersEngine  # noqa: E402
 
 NAMES = ["llama", "qwen2", "mistral", "qwen2-windowed", "tiny"]
@@ -39,7 +39,7 @@ def play(engine, prompts, seeds, turns=3, limit=12, sampling=Sampling()):  # noq
     for turn in range(turns):
         starts = [len(session.tokens[row]) for row in rows]
         limits = [limit + (seeds[row] * 7 + turn * 3) % 5 for row in rows]
-        for row, start, said in zip(rows, starts, session.generate(rows, limits, OFTEN, sampling), strict=True):
+        for row, start, said in zip(rows, starts, generate(session, rows, limits, OFTEN, sampling), strict=True):
             sampled[row].append((start, said))
         rows = [row for row in rows if (seeds[row] + turn) % 4 and sampled[row][-1][1].finish_reason == "stop"]
         session.extend(rows, [[5 + (seeds[row] + i) % 20 for i in range(1 + seeds[row] % 5)] for row in rows])
@@ -53,8 +53,6 @@ def test_turns_with_holes_equal_rescoring_from_scratch(tiny_models, fast_tokeniz
     session, sampled = play(engine, prompts, list(range(40)), sampling=Sampling(temperature=temperature))
     tokens = session.tokens
     assert sum(len(turns) == 3 for turns in sampled) > 3
-    if not engine.windowed:
-        assert session._batch.slots > session._batch.lengths.max() + 5  # every row has holes
     for row, turns in enumerate(sampled):
         truth = rescored(tiny_models[name], tokens[row], temperature)
         for start, said in turns:
@@ -76,7 +74,7 @@ def test_samples_do_not_depend_on_the_batch(tiny_models, fast_tokenizer, name, t
 
 def test_seed_decides_the_sample(tiny_models, fast_tokenizer):
     engine = TransformersEngine(tiny_models["llama"], fast_tokenizer)
-    said = engine.open([[7, 8, 9]] * 30, list(range(30))).generate(range(30), [6] * 30, (), Sampling())
+    said = generate(engine.open([[7, 8, 9]] * 30, list(range(30))), range(30), [6] * 30, (), Sampling())
     assert len({tuple(generation.token_ids) for generation in said}) > 15
 
 
@@ -85,7 +83,7 @@ def test_greedy_equals_generate_of_transformers(tiny_models, fast_tokenizer, nam
     model = tiny_models[name]
     prompts = prompts_of(6, len(fast_tokenizer), seed=1)
     engine = TransformersEngine(model, fast_tokenizer)
-    said = engine.open(prompts, [0] * 6).generate(range(6), [20] * 6, (), Sampling(temperature=0.0))
+    said = generate(engine.open(prompts, [0] * 6), range(6), [20] * 6, (), Sampling(temperature=0.0))
     for prompt, generation in zip(prompts, said, strict=True):
         ids = torch.tensor([prompt])
         want = model.generate(
@@ -100,12 +98,118 @@ def test_rows_that_left_the_batch_can_come_back(tiny_models, fast_tokenizer):
     prompts = prompts_of(4, len(fast_tokenizer))
     session = engine.open(prompts, [1, 2, 3, 4])
     for rows in ([0, 1, 2, 3], [1], [3, 0], [0, 1, 2, 3]):
-        session.generate(rows, [3] * len(rows), (), Sampling())
+        generate(session, rows, [3] * len(rows), (), Sampling())
     other = engine.open(prompts, [1, 2, 3, 4])
     for row, turns in enumerate((3, 3, 2, 3)):
         for _ in range(turns):
-            other.generate([row], [3], (), Sampling())
+            generate(other, [row], [3], (), Sampling())
     assert session.tokens == other.tokens
+
+
+def flow(engine, prompts, seeds, in_flight, turns=3, limit=12):
+    """As :func:`play`, but every row goes on as soon as its turn ended, ``in_flight`` rows at a time."""
+    session = engine.open(prompts, seeds)
+    sampled, waiting, flying = [[] for _ in prompts], list(range(len(prompts))), set()
+    starts = {}
+    while waiting or flying:
+        new = waiting[: in_flight - len(flying)]
+        waiting = waiting[len(new) :]
+        flying |= set(new)
+        for row, said in [] if new else session.finished(block=len(flying) % 2 == 0):
+            sampled[row].append((starts[row], said))
+            turn = len(sampled[row])
+            goes_on = (seeds[row] + turn - 1) % 4 and said.finish_reason == "stop"
+            if goes_on:
+                session.extend([row], [[5 + (seeds[row] + i) % 20 for i in range(1 + seeds[row] % 5)]])
+            if goes_on and turn < turns:
+                new.append(row)
+            else:
+                flying.discard(row)
+                session.release([row])
+        starts |= {row: len(session.tokens[row]) for row in new}
+        limits = [limit + (seeds[row] * 7 + len(sampled[row]) * 3) % 5 for row in new]
+        session.start(new, limits, OFTEN, Sampling())
+    return session, sampled
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_that_come_and_go_equal_lock_step_and_rescoring(tiny_models, fast_tokenizer, name):
+    engine = TransformersEngine(tiny_models[name], fast_tokenizer)
+    prompts, seeds = prompts_of(24, len(fast_tokenizer)), list(range(24))
+    together = play(engine, prompts, seeds)[0].tokens
+    session, sampled = flow(engine, prompts, seeds, in_flight=7)
+    assert session.tokens == together
+    for row, turns in enumerate(sampled):
+        truth = rescored(tiny_models[name], session.tokens[row])
+        for start, said in turns:
+            np.testing.assert_allclose(said.logprobs, truth[start : start + len(said.token_ids)], atol=2e-5)
+    assert session._batch is None  # nothing is kept of rows that were released
+    assert all(row.stored is None for row in session._rows)
+
+
+def test_a_session_goes_on_where_another_one_died(tiny_models, fast_tokenizer):
+    engine = TransformersEngine(tiny_models["llama"], fast_tokenizer)
+    prompts, seeds = prompts_of(6, len(fast_tokenizer)), list(range(6))
+    whole, first = engine.open(prompts, seeds), engine.open(prompts, seeds)
+    for session, count in ((whole, 2), (first, 1)):
+        for _ in range(count):
+            generate(session, range(6), [7] * 6, (), Sampling())
+    counts = [len(tokens) - len(prompt) for tokens, prompt in zip(first.tokens, prompts, strict=True)]
+    second = engine.open(first.tokens, seeds, counts)
+    generate(second, range(6), [7] * 6, (), Sampling())
+    assert second.tokens == whole.tokens
+    with pytest.raises(ValueError, match="drawn: expected one per prompt"):
+        engine.open(prompts, seeds, [0])
+
+
+def test_released_rows_stop_and_cannot_start_again(tiny_models, fast_tokenizer):
+    engine = TransformersEngine(tiny_models["llama"], fast_tokenizer)
+    alone = engine.open([[7, 8]], [1])
+    session = engine.open([[5, 6], [7, 8], [9]], [0, 1, 2])
+    want = generate(alone, [0], [20], (), Sampling())[0]
+    session.start([0, 1, 2], [20, 20, 20], (), Sampling())
+    assert session.finished(block=False) == []
+    session.release([0, 2])
+    ((row, said),) = session.finished()
+    assert (row, said.token_ids) == (1, want.token_ids)
+    assert len(session.tokens[0]) < 22
+    assert session.finished() == []
+    with pytest.raises(ValueError, match="expected idle rows of 0 to 2, got 0"):
+        session.start([0], [5], (), Sampling())
+    session.start([1], [2], (), Sampling())
+    with pytest.raises(ValueError, match="idle rows"):
+        session.start([1], [2], (), Sampling())
+
+
+def test_equal_prompts_are_prefilled_once(tiny_models, fast_tokenizer, monkeypatch):
+    engine = TransformersEngine(tiny_models["llama"], fast_tokenizer)
+    fed, forward = [], engine.forward
+    monkeypatch.setattr(engine, "forward", lambda ids, *rest: fed.append(tuple(ids.shape)) or forward(ids, *rest))
+    prompts = [[5, 6, 7, 8]] * 8 + [[9, 10, 11, 12]] * 8
+    session = engine.open(prompts, range(16))
+    session.start(range(16), [6] * 16, (), Sampling())
+    session.finished(block=False)
+    assert fed[-1] == (2, 4)
+    session.finished()
+    for row in (0, 9):
+        single = engine.open([prompts[row]], [row])
+        generate(single, [0], [6], (), Sampling())
+        assert single.tokens[0] == session.tokens[row]
+
+
+def test_kinds_of_sampling_can_be_mixed(tiny_models, fast_tokenizer):
+    engine = TransformersEngine(tiny_models["qwen2"], fast_tokenizer)
+    kinds = [Sampling(), Sampling(temperature=0.0), Sampling(0.7, 0.8)]
+    session = engine.open([[5, 6, 7]] * 6, range(6))
+    for row in range(6):
+        session.start([row], [9], (), kinds[row % 3])
+    done = {}
+    while len(done) < 6:
+        done.update(session.finished())
+    for row in range(6):
+        said = generate(engine.open([[5, 6, 7]], [row]), [0], [9], (), kinds[row % 3])[0]
+        assert done[row].token_ids == said.token_ids
+        np.testing.assert_allclose(done[row].logprobs, said.logprobs, atol=2e-5)
 
 
 def test_prefill_in_chunks_changes_nothing(tiny_models, fast_tokenizer, monkeypatch):
@@ -122,7 +226,7 @@ def test_finish_reasons_and_limits(tiny_models, fast_tokenizer):
     engine = TransformersEngine(tiny_models["llama"], fast_tokenizer, context_length=30)
     prompts = prompts_of(64, len(fast_tokenizer), seed=3)
     limits = [i % 12 for i in range(64)]
-    said = engine.open(prompts, list(range(64))).generate(range(64), limits, STOP, Sampling(temperature=1.5))
+    said = generate(engine.open(prompts, list(range(64))), range(64), limits, STOP, Sampling(temperature=1.5))
     seen = set()
     for prompt, limit, generation in zip(prompts, limits, said, strict=True):
         count = len(generation.token_ids)
@@ -142,7 +246,7 @@ def test_finish_reasons_and_limits(tiny_models, fast_tokenizer):
 def test_context_ends_a_row(tiny_models, fast_tokenizer):
     engine = TransformersEngine(tiny_models["llama"], fast_tokenizer, context_length=8)
     session = engine.open([[5, 6, 7], [5] * 8], [0, 1])
-    first, full = session.generate([0, 1], [50, 50], (), Sampling(temperature=0.0))
+    first, full = generate(session, [0, 1], [50, 50], (), Sampling(temperature=0.0))
     if first.finish_reason == "context":
         assert len(session.tokens[0]) == 8
     assert (full.token_ids, full.finish_reason) == ([], "context")
@@ -156,7 +260,7 @@ def test_context_ends_a_row(tiny_models, fast_tokenizer):
         (lambda engine: engine.open([[]], [0]), r"prompts\[0\]: expected 1 to 128 tokens .context., got 0"),
         (lambda engine: engine.open([[5] * 129], [0]), r"prompts\[0\]: expected 1 to 128 tokens .context., got 129"),
         (lambda engine: engine.open([[5]], []), "seeds: expected one per prompt"),
-        (lambda engine: engine.open([[5]], [0]).generate([0, 0], [1, 1], (), Sampling()), "distinct rows"),
+        (lambda engine: generate(engine.open([[5]], [0]), [0, 0], [1, 1], (), Sampling()), "distinct rows"),
         (
             lambda engine: TransformersEngine(engine.model, None, context_length=500),
             "context_length: expected 1 to 128",
@@ -179,14 +283,14 @@ def test_diverged_weights_give_an_error_not_garbage(tiny_models, fast_tokenizer)
     model = copy.deepcopy(tiny_models["llama"])
     model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="not finite"):
-        TransformersEngine(model, fast_tokenizer).open([[5, 6]], [0]).generate([0], [4], (), Sampling())
+        generate(TransformersEngine(model, fast_tokenizer).open([[5, 6]], [0]), [0], [4], (), Sampling())
 
 
 def test_training_mode_and_gradients_are_left_alone(tiny_models, fast_tokenizer):
     model = tiny_models["llama"].train()
     try:
         session = TransformersEngine(model, fast_tokenizer).open([[5, 6]], [0])
-        session.generate([0], [4], (), Sampling())
+        generate(session, [0], [4], (), Sampling())
         assert model.training
         assert model(input_ids=torch.tensor([[5, 6]])).logits.requires_grad
     finally:

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hiexp.agent.engine import Sampling  # noqa: E402
+from hiexp.agent.engine import EngineError, Sampling, generate  # noqa: E402
 from hiexp.agent.engine_openai import OpenAIEngine  # noqa: E402
 from hiexp.agent.engine_transformers import TransformersEngine  # noqa: E402
 from hiexp.agent.http_json import ServiceError  # noqa: E402
@@ -63,8 +63,8 @@ def completions(engine):
         assert body["include_stop_str_in_output"]
         with lock:
             session = engine.open([body["prompt"]], [body["seed"]])
-            said = session.generate(
-                [0], [body["max_tokens"]], tuple(body["stop"]), Sampling(body["temperature"], body["top_p"])
+            said = generate(
+                session, [0], [body["max_tokens"]], tuple(body["stop"]), Sampling(body["temperature"], body["top_p"])
             )[0]
         reason = "length" if said.finish_reason in ("length", "context") else "stop"
         choice = {
@@ -89,7 +89,7 @@ def test_greedy_turns_equal_the_engine_in_process(serve, local, fast_tokenizer):
     sessions = [engine.open(prompts, list(range(8))) for engine in (local, remote)]
     for _ in range(4):  # into the limit of the context
         room = [row for row in range(8) if len(sessions[0].tokens[row]) < 38]
-        said = [session.generate(room, [12] * len(room), STOP, GREEDY) for session in sessions]
+        said = [generate(session, room, [12] * len(room), STOP, GREEDY) for session in sessions]
         for one, other in zip(*said, strict=True):
             assert (one.token_ids, one.finish_reason) == (other.token_ids, other.finish_reason)
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
@@ -120,7 +120,7 @@ def test_groups_are_cut_where_their_brace_closes(serve, fast_tokenizer):
     choice = {"token_ids": said, "logprobs": {"token_logprobs": [-1.0] * 9}, "finish_reason": "length"}
     server, client = serve(lambda path, body: (200, {"choices": [choice]}))
     session = OpenAIEngine(client, Tokenizer(), 100).open([[1]], [0])
-    (generation,) = session.generate([0], [9], ("\\boxed{}", "stop!"), Sampling())
+    (generation,) = generate(session, [0], [9], ("\\boxed{}", "stop!"), Sampling())
     assert generation.token_ids == said[:7]
     assert generation.finish_reason == "stop"
     assert session.tokens == [[1, *said[:7]]]
@@ -131,7 +131,7 @@ def test_seeds_differ_by_row_and_turn(serve, local, fast_tokenizer):
     server, client = serve(completions(local))
     session = OpenAIEngine(client, fast_tokenizer, 40).open([[5, 6], [5, 6]], [1, 2])
     for _ in range(2):
-        session.generate([0, 1], [3, 3], (), Sampling())
+        generate(session, [0, 1], [3, 3], (), Sampling())
     seeds = [body["seed"] for _, body, _ in server.requests]
     assert len(set(seeds)) == 4
     assert all(0 <= seed < 2**31 for seed in seeds)
@@ -140,7 +140,7 @@ def test_seeds_differ_by_row_and_turn(serve, local, fast_tokenizer):
 def test_full_rows_ask_nothing(serve, local, fast_tokenizer):
     server, client = serve(completions(local))
     session = OpenAIEngine(client, fast_tokenizer, 3).open([[5, 6, 7], [5]], [1, 2])
-    full, other = session.generate([0, 1], [4, 0], (), Sampling())
+    full, other = generate(session, [0, 1], [4, 0], (), Sampling())
     assert (full.token_ids, full.finish_reason) == ([], "context")
     assert (other.token_ids, other.finish_reason) == ([], "length")
     assert not server.requests
@@ -161,7 +161,7 @@ def test_answers_of_another_schema_are_named(serve, fast_tokenizer, reply, words
     _, client = serve(lambda path, body: (200, reply))
     session = OpenAIEngine(client, fast_tokenizer, 40).open([[5]], [0])
     with pytest.raises(ServiceError) as caught:
-        session.generate([0], [4], (), Sampling())
+        generate(session, [0], [4], (), Sampling())
     for word in [client.url, *words]:
         assert word in str(caught.value)
     assert session.tokens == [[5]]  # a failed turn leaves the row as it was
@@ -196,6 +196,106 @@ def test_chat_replies_keep_their_order_and_survive_busy_servers(serve):
     assert client.usage == {"requests": 20, "prompt_tokens": 40, "completion_tokens": 20}
     assert len(server.requests) == 22
     assert server.requests[0][1]["max_tokens"] == 7
+
+
+def test_turns_come_as_they_are_answered(serve, fast_tokenizer):
+    """The first request is held back until the turn of the second was handed out and its row said more."""
+    gate = threading.Event()
+
+    def answer(path, body):
+        if body["prompt"] == [5]:
+            assert gate.wait(60)
+        choice = {"token_ids": [7], "logprobs": {"token_logprobs": [-1.0]}, "finish_reason": "length"}
+        return 200, {"choices": [choice]}
+
+    _, client = serve(answer, concurrency=2)
+    session = OpenAIEngine(client, fast_tokenizer, 40).open([[5], [6]], [0, 1])
+    session.start([0, 1], [1, 1], (), Sampling())
+    assert [row for row, _ in session.finished()] == [1]
+    session.extend([1], [[8]])
+    session.start([1], [1], (), Sampling())
+    assert [row for row, _ in session.finished()] == [1]
+    assert session.tokens == [[5], [6, 7, 8, 7]]
+    assert session.finished(block=False) == []
+    gate.set()
+    assert [row for row, _ in session.finished()] == [0]
+    assert session.finished() == []
+
+
+def test_a_server_that_stays_away_is_an_engine_that_died(serve, fast_tokenizer):
+    """Answered turns come first; the rollout then goes on in a new session."""
+    down = {"now": True}
+
+    def answer(path, body):
+        if down["now"] and body["prompt"] == [5]:
+            return 503, {"error": "loading"}
+        choice = {"token_ids": [7], "logprobs": {"token_logprobs": [-1.0]}, "finish_reason": "length"}
+        return 200, {"choices": [choice]}
+
+    _, client = serve(answer, concurrency=1, retries=1)
+    engine = OpenAIEngine(client, fast_tokenizer, 40)
+    session = engine.open([[6], [5]], [0, 1])
+    session.start([0, 1], [1, 1], (), Sampling())
+    assert [row for row, _ in session.finished()] == [0]
+    with pytest.raises(EngineError, match="no answer in 2 attempts, last status 503"):
+        session.finished()
+    with pytest.raises(EngineError, match="503"):
+        session.finished()
+    down["now"] = False
+    again = engine.open([session.tokens[1]], [1], [0])
+    assert generate(again, [0], [1], (), Sampling())[0].token_ids == [7]
+
+
+def test_released_rows_are_not_asked(serve, fast_tokenizer):
+    gate = threading.Event()
+
+    def answer(path, body):
+        assert gate.wait(60)
+        choice = {"token_ids": [7], "logprobs": {"token_logprobs": [-1.0]}, "finish_reason": "length"}
+        return 200, {"choices": [choice]}
+
+    server, client = serve(answer, concurrency=1)
+    session = OpenAIEngine(client, fast_tokenizer, 40).open([[5], [6], [8]], [0, 1, 2])
+    session.start([0, 1, 2], [1] * 3, (), Sampling())
+    session.release([0, 1])
+    gate.set()
+    assert [row for row, _ in session.finished()] == [2]
+    assert [6] not in [body["prompt"] for _, body, _ in server.requests]
+
+
+@pytest.mark.parametrize(
+    ("faults", "kind"),
+    [
+        ([(429, b""), (500, b"oops"), (200, b'{"choices": [{"token'), None], None),
+        ([(500, b"oops")] * 3, EngineError),
+        ([(200, b'{"choices": [{"token')] * 3, EngineError),
+        ([(400, b'{"error": "bad"}')], ServiceError),
+        ([(200, b'{"choices": [{"text": "no ids"}]}')], ServiceError),
+        ([(200, b"<html>")], ServiceError),
+    ],
+)
+def test_faults_of_a_server_never_show_the_key(serve, fast_tokenizer, monkeypatch, caplog, capsys, faults, kind):
+    monkeypatch.setenv("HIEXP_TEST_KEY", "secret-123")
+    good = {"choices": [{"token_ids": [7], "logprobs": {"token_logprobs": [-1.0]}, "finish_reason": "length"}]}
+    replies = iter(faults)
+    server, client = serve(
+        lambda path, body: next(replies, None) or (200, good), key_variable="HIEXP_TEST_KEY",
+        retries=3 if kind is None else 2,
+    )  # fmt: skip
+    session = OpenAIEngine(client, fast_tokenizer, 40).open([[5]], [0])
+    if kind is None:
+        assert generate(session, [0], [1], (), Sampling())[0].token_ids == [7]
+    else:
+        with pytest.raises(kind) as caught:
+            generate(session, [0], [1], (), Sampling())
+        assert client.url in str(caught.value)
+        error = caught.value
+        while error is not None:
+            assert "secret-123" not in repr(error)
+            error = error.__cause__ or error.__context__
+    assert all(headers["Authorization"] == "Bearer secret-123" for _, _, headers in server.requests)
+    assert "secret-123" not in caplog.text + "".join(capsys.readouterr())
+    assert "secret-123" not in repr(vars(client)) + repr(vars(session))
 
 
 def test_one_failure_stops_the_rest(serve):

@@ -107,6 +107,53 @@ def test_any_token_sequence_ends_in_a_well_formed_rollout(
         ) == 0
 
 
+TAGS = sorted({tag for dialect in DIALECTS.values() for tag in dialect.tags})
+piece = st.one_of(
+    st.sampled_from([*TAGS, "}", "{", "<|im_end|>", "</s>", "a ", "\\"]), st.text(max_size=3), st.binary(max_size=3)
+)
+
+
+@pytest.mark.parametrize("name", sorted(DIALECTS))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    turns=st.lists(st.lists(piece, max_size=12), max_size=4),
+    ends=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    max_new_tokens=st.integers(1, 60),
+    max_total_tokens=st.integers(400, 1200),
+    budgets=st.fixed_dictionaries(
+        {
+            "max_searches": st.one_of(st.none(), st.integers(0, 3)),
+            "max_sampled_tokens": st.one_of(st.none(), st.integers(1, 90)),
+            "max_document_tokens": st.integers(1, 80),
+            "batch_rows": st.integers(1, 4),
+        }
+    ),
+)
+def test_any_bytes_end_in_a_well_formed_rollout(fakes, name, turns, ends, max_new_tokens, max_total_tokens, budgets):
+    """Tags in tags, tags cut short, special tokens, halves of characters, empty turns, in every dialect."""
+    tokenizer = fakes.ByteTokenizer(TAGS)
+
+    def tokens(part):
+        return list(part) if isinstance(part, bytes) else tokenizer(part)["input_ids"]
+
+    script = [[[token for part in turn for token in tokens(part)] for turn in turns]]
+    asked = iter(ends * 100)
+    engine = fakes.ScriptedEngine(tokenizer, script, context_length=1100, order=lambda count: next(asked))
+    agent = SearchAgent(
+        engine, fakes.ListTool(), dialect=name, max_new_tokens=max_new_tokens, max_total_tokens=max_total_tokens,
+        instructions=False, **budgets,
+    )  # fmt: skip
+    rollouts = agent.run(QUESTIONS, seeds=range(4), snapshot=LESSONS)
+    for row, rollout in enumerate(rollouts):
+        check_well_formed(rollout, engine, row, min(1100, max_total_tokens))
+        sampled = sum(rollout.loss_mask)
+        assert sampled <= (budgets["max_sampled_tokens"] or sampled)
+        assert len(rollout.tool_calls) <= (3 if budgets["max_searches"] is None else budgets["max_searches"])
+        for span in rollout.spans:
+            if span.kind == "tool":
+                assert span.end - span.start <= budgets["max_document_tokens"]
+
+
 def test_a_dialogue_token_by_token(fakes, word_tokenizer):
     agent = agent_saying(fakes, word_tokenizer, SEARCH, ANSWER)
     rollout = agent.run(QUESTIONS[:1], seeds=[5], policy_step=7)[0]

@@ -39,13 +39,16 @@ def test_arms_that_do_not_exist_are_null():
 def test_rollout_metrics_by_hand():
     ok, failed = ToolCall(1, "a", "ok", 0.1), ToolCall(2, "b", "timeout", 9.0)
     start, e1 = Injection("x", 1, "E2", 0.5, 0, 0, 1), Injection("y", 1, "E1", 0.9, 1, 1, 2)
+    again = ToolCall(1, "a", "duplicate", 0.0)
     rollouts = [
         make_rollout("answer", [ok, failed], [start, e1]),
-        make_rollout("max_turns", [ok], [], sampled=4),
+        make_rollout("max_turns", [again], [], sampled=4),
         make_rollout("answer", [ok], []),
     ]
+    rollouts[2].engine_restarts = 2
     metrics = rollout_metrics(rollouts, [True, True, False])
     assert metrics["searches_per_answer"] == pytest.approx(4 / 3)
+    assert (metrics["tool_errors"], metrics["duplicate_searches"], metrics["engine_restarts"]) == (1, 1, 2)
     assert metrics["response_tokens"] == pytest.approx(8 / 3)
     assert metrics["prompt_tokens"] == 3
     assert metrics["experience_hit_rate_start"] == 0.5

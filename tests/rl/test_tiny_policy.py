@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from hiexp.rl.config import ModelConfig
 from hiexp.rl.model import load_policy
@@ -38,7 +38,7 @@ def test_blocks_with_holes_equal_one_full_pass(policy: TinyPolicy, seed: int):
 
     rows = [draw(4, VOCABULARY, 24) for _ in range(5)]
     expected = [policy(row[None]).logits[0] for row in rows]
-    cache, done = policy.new_cache(), torch.zeros(5, dtype=torch.long)
+    cache, done = DynamicCache(), torch.zeros(5, dtype=torch.long)
     mask, kept = torch.zeros(5, 0, dtype=torch.long), list(range(5))
     for block in range(7):
         takes = draw(1 if block == 0 else 0, 4, len(kept))
