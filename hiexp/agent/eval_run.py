@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,8 @@ from hiexp.tasks.statistics import bootstrap_interval, macro_interval, paired_di
 
 if TYPE_CHECKING:
     from hiexp.agent.engine import Engine
+    from hiexp.agent.record import Rollout
+    from hiexp.agent.rollout import SearchAgent
     from hiexp.agent.tools import Tool
     from hiexp.experience.retrieve import Snapshot
     from hiexp.rl.config import TaskConfig, TrainConfig
@@ -87,11 +89,12 @@ class Evaluator:
         ids = [f"{one.questions[place].id}/0/{index}" for place, index in rows]
         todo = [row for row, identifier in zip(rows, ids, strict=True) if identifier not in store.kept]
         actor = ArmActor(self.engine, self.tool, self.config, ARMS[name].style)
-        size = self.config.rollout.batch_rows
-        for start in track(range(0, len(todo), size), f"{one.name}, {ARMS[name].title}"):
-            begin = time.perf_counter()
-            rollouts = self._answer(actor, one, todo[start : start + size], snapshot)
-            store.add(rollouts, time.perf_counter() - begin)
+        agent = actor.agent(Sampling(self.config.evaluation.temperature, 1.0))
+        begin = time.perf_counter()
+        for rollout in track(self._answers(agent, one, todo, snapshot), f"{one.name}, {ARMS[name].title}", len(todo)):
+            end = time.perf_counter()
+            store.add([rollout], end - begin)
+            begin = end
         rollouts = [store.kept[identifier] for identifier in ids]
         # Scored here and not when they came: kept rollouts follow the scorer of today.
         questions = [one.questions[place] for place, _ in rows]
@@ -101,18 +104,17 @@ class Evaluator:
         self._let_judge(rollouts, questions)
         return Arm(rollouts, rewards, self.samples, store.seconds)
 
-    def _answer(self, actor: ArmActor, one: EvalSet, rows: Sequence[tuple[int, int]], snapshot: Snapshot | None) -> Any:
-        return actor.run(
+    def _answers(
+        self, agent: SearchAgent, one: EvalSet, rows: Sequence[tuple[int, int]], snapshot: Snapshot | None
+    ) -> Iterator[Rollout]:
+        """A rollout for each (place in the set, index of the sample), as they end."""
+        return agent.stream(
             [one.questions[place] for place, _ in rows],
-            tool=None,
             snapshot=snapshot,
             with_experience=[snapshot is not None] * len(rows),
             indices=[index for _, index in rows],
             # By the place in the data set alone: which rows are left after a kill does not matter.
             seeds=[rollout_seed(self.config.run.seed, 0, place, index) for place, index in rows],
-            policy_step=0,
-            sampling=Sampling(self.config.evaluation.temperature, 1.0),
-            label="rollouts",
         )
 
     def _let_judge(self, rollouts: Sequence[Any], questions: Sequence[Question]) -> None:
