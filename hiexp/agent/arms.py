@@ -107,6 +107,10 @@ class ArmActor(Actor):
         super().__init__(engine, tool, config)
         self.style = style
 
+    def agent(self, sampling: Sampling) -> SearchAgent:
+        """The agent that answers as this arm does."""
+        return self._agent(self.tool, sampling)
+
     def _agent(self, tool: Tool, sampling: Sampling) -> SearchAgent:
         agent = super()._agent(tool, sampling)
         if self.style == "policy":

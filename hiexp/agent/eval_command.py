@@ -39,10 +39,11 @@ def eval_command(args: argparse.Namespace) -> int:
     if args.trajectories:
         _check_no_model_flags(args)
         result = _eval_trajectories(args)
-        lines = table_lines({"logs": result})
+        said = f"\nscorer {result['dialect']}; corpus: {result['corpus']}; 95 % bootstrap intervals over questions"
+        lines = [*table_lines({"logs": result}), said]
     else:
         result = _eval_model(args)
-        lines = result_lines(result)
+        lines = list(result_lines(result))
     if args.json:
         atomic_write(args.json, json.dumps(result, indent=1) + "\n")
     print("\n".join(lines))
@@ -167,6 +168,7 @@ def _eval_trajectories(args: argparse.Namespace) -> dict[str, Any]:
             for metric in scores[0]
         },
         "dialect": dialect,
-        "judge_model": _judge_told(judge),
+        "corpus": "that of the logs, which they do not name",
+        **({} if judge is None else {"judge_model": _judge_told(judge)}),
         "trajectories": [str(path) for path in args.trajectories],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,10 +29,13 @@ from hiexp.tasks.statistics import bootstrap_interval, macro_interval, paired_di
 
 if TYPE_CHECKING:
     from hiexp.agent.engine import Engine
+    from hiexp.agent.record import Rollout
+    from hiexp.agent.rollout import SearchAgent
     from hiexp.agent.tools import Tool
     from hiexp.experience.retrieve import Snapshot
     from hiexp.rl.config import TaskConfig, TrainConfig
 
+_BINARY = ("em", "cem", "accuracy", "judge")  # right or wrong, so that pass@k means something
 Values = dict[str, NDArray[np.float64]]  # metric -> (Q,), the mean over the samples of each question
 
 
@@ -86,11 +89,12 @@ class Evaluator:
         ids = [f"{one.questions[place].id}/0/{index}" for place, index in rows]
         todo = [row for row, identifier in zip(rows, ids, strict=True) if identifier not in store.kept]
         actor = ArmActor(self.engine, self.tool, self.config, ARMS[name].style)
-        size = self.config.rollout.batch_rows
-        for start in track(range(0, len(todo), size), f"{one.name}, {ARMS[name].title}"):
-            begin = time.perf_counter()
-            rollouts = self._answer(actor, one, todo[start : start + size], snapshot)
-            store.add(rollouts, time.perf_counter() - begin)
+        agent = actor.agent(Sampling(self.config.evaluation.temperature, 1.0))
+        begin = time.perf_counter()
+        for rollout in track(self._answers(agent, one, todo, snapshot), f"{one.name}, {ARMS[name].title}", len(todo)):
+            end = time.perf_counter()
+            store.add([rollout], end - begin)
+            begin = end
         rollouts = [store.kept[identifier] for identifier in ids]
         # Scored here and not when they came: kept rollouts follow the scorer of today.
         questions = [one.questions[place] for place, _ in rows]
@@ -100,18 +104,17 @@ class Evaluator:
         self._let_judge(rollouts, questions)
         return Arm(rollouts, rewards, self.samples, store.seconds)
 
-    def _answer(self, actor: ArmActor, one: EvalSet, rows: Sequence[tuple[int, int]], snapshot: Snapshot | None) -> Any:
-        return actor.run(
+    def _answers(
+        self, agent: SearchAgent, one: EvalSet, rows: Sequence[tuple[int, int]], snapshot: Snapshot | None
+    ) -> Iterator[Rollout]:
+        """A rollout for each (place in the set, index of the sample), as they end."""
+        return agent.stream(
             [one.questions[place] for place, _ in rows],
-            tool=None,
             snapshot=snapshot,
             with_experience=[snapshot is not None] * len(rows),
             indices=[index for _, index in rows],
             # By the place in the data set alone: which rows are left after a kill does not matter.
             seeds=[rollout_seed(self.config.run.seed, 0, place, index) for place, index in rows],
-            policy_step=0,
-            sampling=Sampling(self.config.evaluation.temperature, 1.0),
-            label="rollouts",
         )
 
     def _let_judge(self, rollouts: Sequence[Any], questions: Sequence[Question]) -> None:
@@ -159,7 +162,7 @@ def _by_question(arm: Arm) -> Values:
 
 
 def _told(arm: Arm, values: Values) -> dict[str, Any]:
-    """Means with intervals, tokens, searches, time; for several samples pass@k of the scores that are 0 or 1."""
+    """Means with intervals, tokens, searches, time; for several samples pass@k of scores that are right or wrong."""
     rollouts = arm.rollouts
     result: dict[str, Any] = dict(summarise(rollouts, arm.rewards))
     result["sampled_tokens"] = mean([sum(rollout.loss_mask) for rollout in rollouts])
@@ -168,7 +171,7 @@ def _told(arm: Arm, values: Values) -> dict[str, Any]:
     result["seconds"] = arm.seconds
     intervals = {name: bootstrap_interval(scores) for name, scores in values.items()}
     for name, scores in arm.by_question().items():
-        if arm.samples > 1 and np.isin(scores, (0.0, 1.0)).all():
+        if arm.samples > 1 and name in _BINARY:
             for k in _ks(arm.samples):
                 chances = pass_at_k(scores == 1.0, k)
                 result[f"{name}_pass@{k}"] = float(chances.mean())

@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 RESULT = "result.json"
 # Stages and settings that answers do not depend on; a server may come back under another address.
-_UNUSED = ("run", "algorithm", "task", "evaluation")
-_IRRELEVANT = (("rollout", "batch_rows"), ("rollout", "server"), ("tool", "cache_dir"), ("tool", "record"))
+_UNUSED = ("run", "algorithm", "credit", "alarms", "task", "evaluation")
+_IRRELEVANT = (
+    ("rollout", "batch_rows"), ("rollout", "remote_calls"), ("rollout", "engine_retries"), ("rollout", "server"),
+    ("tool", "cache_dir"), ("tool", "record"),
+)  # fmt: skip
 
 
 def eval_settings(config: TrainConfig, snapshot: Snapshot | None) -> dict[str, Any]:

@@ -74,48 +74,44 @@ def epoch_check(config: TrainConfig, count: int) -> Check:
 
 def leak_checks(training: Sequence[Question], evaluation: Sequence[Question], snapshot: Snapshot | None) -> list[Check]:
     """Evaluation questions among the training questions or in the HEK."""
-    from hiexp.experience.guard import leaking_entries
+    checks = [] if snapshot is None else _hek_leaks(training, evaluation, snapshot)
+    if training and evaluation:
+        checks.insert(0, _question_leaks(training, evaluation))
+    return checks
+
+
+def _question_leaks(training: Sequence[Question], evaluation: Sequence[Question]) -> Check:
+    """Exact copies, and those that differ in case, punctuation, articles and spacing only."""
     from hiexp.tasks.scorers import normalize
 
     trained = {normalize(question.text, "hiexp"): question.id for question in training}
     both = [(one.id, trained[key]) for one in evaluation if (key := normalize(one.text, "hiexp")) in trained]
+    if not both:
+        return Check("leak: questions", "ok", "no evaluation question is among the training questions")
     exact = len({one.text for one in training} & {one.text for one in evaluation})
+    first = " = ".join(both[0])
+    return Check(
+        "leak: questions", "error",
+        f"{len(both)} evaluation questions are trained on ({exact} letter by letter), first {first}",
+        "take them out of task.train, or evaluate on others",
+    )  # fmt: skip
+
+
+def _hek_leaks(training: Sequence[Question], evaluation: Sequence[Question], snapshot: Snapshot) -> list[Check]:
+    from hiexp.experience.guard import leaking_entries
+
     checks = []
-    if both:
-        checks.append(
-            Check(
-                "leak: questions",
-                "error",
-                f"{len(both)} evaluation questions are trained on ({exact} letter by letter), first {both[0][0]} = "
-                f"{both[0][1]}",
-                "take them out of task.train, or evaluate on others",
-            )
-        )
-    elif training and evaluation:
-        checks.append(Check("leak: questions", "ok", "no evaluation question is among the training questions"))
-    if snapshot is None:
-        return checks
     known = {one.id for one in evaluation}
     sources = {question_id for entry in snapshot.entries for question_id in entry.qa_groups} & known
     if sources:
-        checks.append(
-            Check(
-                "leak: HEK",
-                "warn",
-                f"the HEK was distilled from attempts at {len(sources)} evaluation questions",
-                "distil from other questions; scores with this HEK are no test scores",
-            )
-        )
+        text = f"the HEK was distilled from attempts at {len(sources)} evaluation questions"
+        mend = "distil from other questions; scores with this HEK are no test scores"
+        checks.append(Check("leak: HEK", "warn", text, mend))
     leaks = leaking_entries(snapshot, [*training, *evaluation])
     if leaks:
-        checks.append(
-            Check(
-                "leak: answers",
-                "error",
-                f"{len(leaks)} entries hold an answer, first {leaks[0][0]}: {leaks[0][1]}",
-                "hiexp distill ... --questions FILE [FILE ...] with these questions",
-            )
-        )
+        text = f"{len(leaks)} entries hold an answer, first {leaks[0][0]}: {leaks[0][1]}"
+        mend = "hiexp distill ... --questions FILE [FILE ...] with these questions"
+        checks.append(Check("leak: answers", "error", text, mend))
     else:
         checks.append(Check("leak: answers", "ok", f"{len(snapshot.entries)} entries hold no gold answer"))
     return checks

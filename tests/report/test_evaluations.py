@@ -59,7 +59,6 @@ LOGS = {
     "em": 0.582, "f1": 0.72, "cem": 0.655, "searches_per_answer": 2.2, "answered": 0.99, "n": 500,
     "dialect": "r1_searcher",
     "intervals": {"em": [0.54, 0.62], "f1": [0.69, 0.75], "cem": [0.61, 0.7]}, "trajectories": ["qwen7b.jsonl.gz"],
-    "judge_model": None,
 }  # fmt: skip
 
 
