@@ -198,9 +198,7 @@ class Study:
             found["teacher"] = ARMS["teacher"]
         if name == UNTRAINED:
             return found | {one: ARMS[one] for one in ("oracle", "e1", "e23", "placebo", "shuffled", "plain")}
-        arm = ARMS[name]
-        in_full = arm.store in ("hek", "teacher") and arm.start and arm.tool
-        return found if in_full else found | {name: arm}
+        return found | ({name: ARMS[name]} if ARMS[name].condition(name) == name != "teacher" else {})
 
     def _scores(self, folder: Path) -> str:
         read = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("[!.]*/measures.json"))}

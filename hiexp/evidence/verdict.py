@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hiexp.evidence.config import UNTRAINED
-from hiexp.evidence.results import BASELINE, ENDPOINTS
+from hiexp.evidence.results import AS_TRAINED, BASELINE, ENDPOINTS
 from hiexp.evidence.tables import Summary, with_interval
 from hiexp.tasks.statistics import t_interval
 
@@ -137,13 +137,43 @@ def _controls(summary: Summary) -> list[str]:
             (BASELINE, ENDPOINTS["without HEK"]),
         )  # fmt: skip
         found += _says(
+            summary, f"{control} against {BASELINE}, each shown what it was trained with", (control, AS_TRAINED),
+            (BASELINE, AS_TRAINED),
+        )  # fmt: skip
+        found += _says(
+            summary, f"all against {control}, each shown what it was trained with", ("all", AS_TRAINED),
+            (control, AS_TRAINED),
+        )  # fmt: skip
+        found += _says(
             summary, f"Untrained policy shown {control}, against shown nothing", (UNTRAINED, f"{control}.seen.em"),
             (UNTRAINED, "without.seen.em"),
         )  # fmt: skip
+    found += _prompt_effect(summary)
     found += _says(
         summary, "Oracle lessons against the HEK, both shown to the untrained policy", (UNTRAINED, "oracle.seen.em"),
         (UNTRAINED, "hek.seen.em"),
     )  # fmt: skip
+    return found
+
+
+def _prompt_effect(summary: Summary) -> list[str]:
+    """Lines without any lesson to the point may help by themselves, and what is learnt beside them may stay there."""
+    found = []
+    for control in ("placebo", "plain"):
+        beside = compare(summary, (control, AS_TRAINED), (BASELINE, AS_TRAINED))
+        without = compare(summary, (control, "without.seen.em"), (control, AS_TRAINED))
+        if beside is None or without is None:
+            continue
+        if direction(beside) == "higher":
+            found.append(
+                f"{control} says nothing about the questions and still beats {BASELINE} beside its own line: a line in "
+                "the prompt alone loosens the habit of the trap, so part of any gain over none is not the lesson's."
+            )
+        if direction(without) == "lower":
+            found.append(
+                f"What {control} learnt is tied to its line: without it the same weights score "
+                f"{with_interval(without, sign=True)}."
+            )
     return found
 
 

@@ -74,6 +74,17 @@ def test_missing_variance_explains_a_lag_only_where_it_is_missing(tmp_path: Path
     assert ("what the prompt already answers is not learnt" in sentence) is explained
 
 
+def test_a_gain_of_lines_that_say_nothing_is_pointed_out(tmp_path: Path):
+    summary = study(tmp_path, 0.0)
+    scores = {"as trained.seen": 0.8, "without.seen": 0.3}
+    summary["arms"]["plain"] = {
+        f"{key}.{metric}": constant(value) for key, value in scores.items() for metric in ("em", "f1", "cem")
+    }
+    text = sentences(summary)
+    assert "plain says nothing about the questions and still beats none beside its own line" in text
+    assert "What plain learnt is tied to its line: without it the same weights score -0.50" in text
+
+
 def test_tables_hold_every_arm_and_their_differences(tmp_path: Path):
     text = markdown(study(tmp_path, 0.3))
     rows = [line for line in text.splitlines() if line.startswith("| all | frozen HEK in every rollout |")]
