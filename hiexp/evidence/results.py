@@ -128,6 +128,8 @@ def training_measures(rows: Sequence[Mapping[str, Any]]) -> Row:
         "reward_auc": _mean(reward),
         "reward_first": _mean(reward[:tail]),
         "reward_plateau": _mean(reward[-tail:]),
+        # After as many rollouts without experience as an arm that shows it to half of each group has in all.
+        "reward_midway": _mean(reward[: len(reward) // 2][-tail:]),
         "reward_untold_plateau": _mean(untold[-tail:]),
         "advantage_var": _mean(series("advantage_var_raw")),
         "advantage_var_first": _mean(series("advantage_var_raw")[:tail]),

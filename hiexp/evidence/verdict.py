@@ -90,7 +90,24 @@ def _reasons(summary: Summary) -> list[str]:
     found.append(f"Uptake, right lessons at the start that were followed, tested with the HEK: {', '.join(followed)}.")
     for arm in ("all", "half"):
         found += _weights(summary, arm)
-    return found
+    return found + _transfer(summary)
+
+
+def _transfer(summary: Summary) -> list[str]:
+    """Whether rollouts with the lesson taught those without it anything, at an equal number of the latter."""
+    change = compare(summary, ("half", "reward_untold_plateau"), (BASELINE, "reward_midway"))
+    if change is None or change["low"] is None:
+        return []
+    taught = {
+        "higher": "the told rollouts of a group taught the untold ones something",
+        "lower": "the told rollouts of a group stood in the way of the untold ones",
+        "not measurably different": "the told rollouts of a group taught the untold ones nothing measurable",
+    }[direction(change)]
+    sentence = (
+        f"Controls of half at the end against {BASELINE} half way, after as many rollouts without experience: training "
+        f"reward {direction(change)}, {with_interval(change, sign=True)}: {taught}."
+    )
+    return [sentence]
 
 
 def _weights(summary: Summary, arm: str) -> list[str]:
@@ -107,7 +124,7 @@ def _weights(summary: Summary, arm: str) -> list[str]:
     )
     against = compare(summary, (arm, "without.seen.em"), (BASELINE, "without.seen.em"))
     if against is not None and direction(against) == "lower" and own[0] > base[0]:
-        sentence += " That explains its lag without the HEK: what the prompt already answers is not learnt."
+        sentence += " This fits its lag without the HEK: what the prompt already answers leaves nothing to learn from."
     return [sentence]
 
 

@@ -45,6 +45,7 @@ def test_measures_of_a_run():
     assert found["reward_auc"] == pytest.approx(0.62)
     assert found["reward_first"] == pytest.approx(0.1)
     assert found["reward_plateau"] == pytest.approx(0.9)
+    assert found["reward_midway"] == pytest.approx(0.7)
     # Means of five steps: 0.40 at step 5, 0.56 at step 6, ..., 0.80 at step 9 at the earliest.
     assert found["steps_to_0.5"] == 6
     assert found["steps_to_0.8"] == 9
