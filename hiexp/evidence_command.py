@@ -16,7 +16,7 @@ def register(subparsers: Any) -> None:
         "same command.",
     )
     parser.add_argument("--out", default="runs/evidence", metavar="DIR", help="directory (default: runs/evidence)")
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds 0 to N-1 (default: 5)")
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1 (default: 5; 1 with --short)")
     parser.add_argument("--arms", metavar="A,B,...", help="only these arms (default: all)")
     parser.add_argument("--steps", type=int, help="GRPO steps of each arm")
     parser.add_argument(
@@ -45,8 +45,9 @@ def run(args: argparse.Namespace) -> int:
 
     from hiexp.evidence.config import ARMS, EvidenceConfig
 
-    if args.seeds < 1:
-        raise ValueError(f"--seeds: expected at least 1, got {args.seeds}")
+    seeds = (1 if args.short else 5) if args.seeds is None else args.seeds
+    if seeds < 1:
+        raise ValueError(f"--seeds: expected at least 1, got {seeds}")
     if args.steps is not None and args.steps < 1:
         raise ValueError(f"--steps: expected at least 1, got {args.steps}")
     config = EvidenceConfig().short() if args.short else EvidenceConfig()
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from hiexp.evidence.job import evidence
 
     arms = args.arms.split(",") if args.arms else list(ARMS)
-    evidence(config, args.out, range(args.seeds), arms, say=_say)
+    evidence(config, args.out, range(seeds), arms, say=_say)
     if args.short:
         _say("This was the short form: it shows that every stage runs. Its numbers mean nothing.")
     return 0

@@ -37,6 +37,13 @@ class Arm:
     kind: Literal["grpo", "gspo"] = "grpo"
     minibatches: int = 1
 
+    def condition(self, name: str) -> str:
+        """The test condition in which the arm ``name`` is shown what it was trained with."""
+        if self.share == 0.0:
+            return "without"
+        in_full = self.store in ("hek", "teacher") and self.start and self.tool
+        return self.store if in_full else name
+
     def experience(self, base: ExperienceConfig) -> ExperienceConfig:
         """``base`` as this arm shows it."""
         return replace(

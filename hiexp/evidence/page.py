@@ -6,6 +6,7 @@ import base64
 import json
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from hiexp.evidence.pictures import curves_png, endpoints_png
 from hiexp.evidence.results import collect
@@ -26,7 +27,7 @@ def write_results(out: str | Path, to: str | Path | None = None) -> Path:
     summary = collect(out)
     folder = Path(to) if to is not None else Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    atomic_write(folder / "summary.json", json.dumps(_rounded(summary)) + "\n")
     for name, draw in _PICTURES.items():
         draw(summary, folder / name)
     said, tables = verdict(summary), markdown(summary)
@@ -36,6 +37,15 @@ def write_results(out: str | Path, to: str | Path | None = None) -> Path:
     atomic_write(folder / "results.md", f"{head}{as_text(said)}\n{pictures}{tables}")
     atomic_write(folder / "results.html", _html(folder, said, tables))
     return folder / "results.md"
+
+
+def _rounded(value: Any) -> Any:
+    """``value`` with numbers of six significant digits: the file is kept beside code."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _html(folder: Path, said: list[tuple[str, list[str]]], tables: str) -> str:

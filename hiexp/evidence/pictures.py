@@ -42,8 +42,8 @@ def curves_png(summary: Summary, out: str | Path) -> None:
             axes.grid(alpha=0.2)
             if arms:
                 axes.legend(frameon=False, loc="lower right")
-        figure.supxlabel("step")
-        figure.supylabel(f"training reward, mean over {_SMOOTH} steps; band: lowest to highest seed")
+        figure.supxlabel("step; band: lowest to highest seed; in brackets: seeds")
+        figure.supylabel(f"training reward, mean over {_SMOOTH} steps")
 
 
 def _draw_curve(axes: Any, rewards: np.ndarray[Any, Any], name: str, color: str) -> None:
@@ -71,6 +71,7 @@ def endpoints_png(summary: Summary, out: str | Path) -> None:
                 _draw_points(axes, points, shift, color, label)
         left.set(title="test EM, trained families", xlim=(0, 1.02))
         right.set(title=f"difference to {BASELINE}, same seed")
+        right.set_xlim(-1.02, 1.02)
         right.axvline(0.0, color="#333333", linewidth=0.8)
         left.set_yticks(places, ["untrained" if name == UNTRAINED else name for name in names])
         for axes in (left, right):

@@ -2,7 +2,7 @@
 
 Fixed before any result was seen: the endpoints are test EM on trained families in trained wordings, once without and
 once with the HEK (:data:`ENDPOINTS`), and differences are taken within a seed against :data:`BASELINE`. Intervals are
-Student's t over seeds, 95%.
+Student's t over seeds, 95%. Added after the first seed: arms tested as they were trained (:data:`AS_TRAINED`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from hiexp.evidence.config import ARMS, UNTRAINED
-from hiexp.evidence.task import STRATA
 from hiexp.io import DataError
 from hiexp.rl.config_parse import read_yaml
 from hiexp.rl.metrics import read_metrics
@@ -23,6 +22,7 @@ from hiexp.tasks.statistics import t_interval
 
 BASELINE = "none"
 ENDPOINTS = {"without HEK": "without.seen.em", "with HEK": "hek.seen.em"}
+AS_TRAINED = "as trained.seen.em"
 # Training rewards whose first crossing is reported, on the mean of so many steps.
 THRESHOLDS, WINDOW = (0.5, 0.8), 5
 PLATEAU_SHARE = 0.2
@@ -106,6 +106,10 @@ def read_seed(folder: Path, steps: int) -> dict[str, Row]:
             row: Row = {} if name == UNTRAINED else training_measures(training)
             for condition, path in sorted(tests.items()):
                 row |= {f"{condition}.{key}": value for key, value in _flat(_read(path)).items()}
+            if name != UNTRAINED:
+                own = f"{ARMS[name].condition(name)}."
+                scores = {key: value for key, value in row.items() if key.endswith((".em", ".f1", ".cem"))}
+                row |= {f"as trained.{k.removeprefix(own)}": v for k, v in scores.items() if k.startswith(own)}
             found[name] = row
     return found
 
@@ -124,6 +128,8 @@ def training_measures(rows: Sequence[Mapping[str, Any]]) -> Row:
         "reward_auc": _mean(reward),
         "reward_first": _mean(reward[:tail]),
         "reward_plateau": _mean(reward[-tail:]),
+        # After as many rollouts without experience as an arm that shows it to half of each group has in all.
+        "reward_midway": _mean(reward[: len(reward) // 2][-tail:]),
         "reward_untold_plateau": _mean(untold[-tail:]),
         "advantage_var": _mean(series("advantage_var_raw")),
         "advantage_var_first": _mean(series("advantage_var_raw")[:tail]),
@@ -180,8 +186,3 @@ def _read(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}); delete its folder to make it again") from error
-
-
-def strata_keys(condition: str) -> list[str]:
-    """Names of test EM under ``condition`` by stratum."""
-    return [f"{condition}.{stratum}.em" for stratum in STRATA]

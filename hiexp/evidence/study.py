@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from hiexp.evidence import stores
@@ -157,7 +158,7 @@ class Study:
         def listen(kind: str, row: dict[str, Any]) -> None:
             rewards.append(row["reward_mean"])
             if row["step"] % 20 == 0:
-                self.say(f"    {name} step {row['step']}/{config.run.steps}: reward {sum(rewards[-5:]) / 5:.2f}")
+                self.say(f"    {name} step {row['step']}/{config.run.steps}: reward {mean(rewards[-5:]):.2f}")
 
         GRPOTrainer(config, task=self.task, snapshot=self._store(ARMS[name].store)).train(listener=listen)
         self.say(f"{name}: {config.run.steps} steps, {time.perf_counter() - begin:.0f} s")
@@ -198,9 +199,7 @@ class Study:
             found["teacher"] = ARMS["teacher"]
         if name == UNTRAINED:
             return found | {one: ARMS[one] for one in ("oracle", "e1", "e23", "placebo", "shuffled", "plain")}
-        arm = ARMS[name]
-        in_full = arm.store in ("hek", "teacher") and arm.start and arm.tool
-        return found if in_full else found | {name: arm}
+        return found | ({name: ARMS[name]} if ARMS[name].condition(name) == name != "teacher" else {})
 
     def _scores(self, folder: Path) -> str:
         read = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("[!.]*/measures.json"))}

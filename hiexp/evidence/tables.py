@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hiexp.evidence.config import ARMS, UNTRAINED
-from hiexp.evidence.results import BASELINE, ENDPOINTS, THRESHOLDS
+from hiexp.evidence.results import AS_TRAINED, BASELINE, ENDPOINTS, THRESHOLDS
 from hiexp.evidence.task import STRATA
 from hiexp.report.markup import number
 
@@ -43,30 +43,31 @@ def _endpoints(summary: Summary) -> Body:
         rows.append([
             name, _ABOUT[name],
             *(with_interval(found.get(key)) for key in ENDPOINTS.values()),
-            *(with_interval(change.get(key), sign=True) for key in ENDPOINTS.values()),
+            *(with_interval(change.get(key), sign=True) for key in (*ENDPOINTS.values(), AS_TRAINED)),
+            with_interval(found.get(AS_TRAINED)),
             str(found[ENDPOINTS["without HEK"]]["n"]),
         ])  # fmt: skip
     header = [
         "arm", "what", *(f"test EM {one}" for one in ENDPOINTS), *(f"{one}: minus {BASELINE}" for one in ENDPOINTS),
-        "seeds",
+        f"as trained: minus {BASELINE}", "as trained", "seeds",
     ]  # fmt: skip
     return (
         header,
         rows,
         (
             "Trained families in trained wordings, new worlds; the HEK shown in full. 95% intervals (Student's t over "
-            f"seeds); differences are taken within a seed, same warm start and worlds as {BASELINE}."
+            f"seeds); differences are taken within a seed, same warm start and worlds as {BASELINE}. As trained: shown "
+            f"in the test what the arm was shown in training ({BASELINE}: nothing)."
         ),
     )
 
 
 def _learning(summary: Summary) -> Body:
-    seeds = len(summary["seeds"])
     rows = [
         [
             name, *(plain(found.get(key)) for key in ("reward_first", "reward_plateau", "reward_auc")),
             with_interval(summary["differences"].get(name, {}).get("reward_auc"), sign=True),
-            *(_reached(found.get(f"steps_to_{threshold:g}"), seeds) for threshold in THRESHOLDS),
+            *(_reached(found.get(f"steps_to_{threshold:g}"), found["reward_auc"]["n"]) for threshold in THRESHOLDS),
             plain(found.get("reward_untold_plateau")),
         ]
         for name, found in _trained(summary)
@@ -90,8 +91,9 @@ def _steadiness(summary: Summary) -> Body:
     keys = (
         ("advantage variance", "advantage_var", 3), ("its last 20%", "advantage_var_last", 3),
         ("zero-variance groups", "zero_variance_share", 2), ("their last 20%", "zero_variance_last", 2),
-        ("gradient norm", "grad_norm", 2), ("its CV", "grad_norm_cv", 2), ("clipped tokens", "clip_fraction", 3), ("KL to the start, without", "without.kl", 3),
-        ("KL, with HEK", "hek.kl", 3), ("searches per answer", "without.seen.searches", 2),
+        ("gradient norm", "grad_norm", 2), ("its CV", "grad_norm_cv", 2), ("clipped tokens", "clip_fraction", 3),
+        ("KL to the start, without", "without.kl", 3), ("KL, with HEK", "hek.kl", 3),
+        ("searches per answer", "without.seen.searches", 2),
         ("repeated queries", "without.seen.duplicate_queries", 3), ("seconds of training", "seconds", 0),
     )  # fmt: skip
     rows = [[name, *(plain(found.get(key), digits) for _, key, digits in keys)] for name, found in _trained(summary)]
@@ -101,8 +103,7 @@ def _steadiness(summary: Summary) -> Body:
         (
             "Variance of reward minus group mean, before the division by the group's standard deviation. Low variance "
             "can mean steady learning or groups with nothing left to learn from: read it with the share of "
-            "zero-variance groups. KL in nats per sampled token, on test rollouts. Seconds on a shared machine: a rough "
-            "guide."
+            "zero-variance groups. KL in nats per sampled token, on test rollouts. Seconds: on a shared machine."
         ),
     )
 

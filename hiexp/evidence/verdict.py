@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hiexp.evidence.config import UNTRAINED
-from hiexp.evidence.results import BASELINE, ENDPOINTS
+from hiexp.evidence.results import AS_TRAINED, BASELINE, ENDPOINTS
 from hiexp.evidence.tables import Summary, with_interval
 from hiexp.tasks.statistics import t_interval
 
@@ -90,7 +90,24 @@ def _reasons(summary: Summary) -> list[str]:
     found.append(f"Uptake, right lessons at the start that were followed, tested with the HEK: {', '.join(followed)}.")
     for arm in ("all", "half"):
         found += _weights(summary, arm)
-    return found
+    return found + _transfer(summary)
+
+
+def _transfer(summary: Summary) -> list[str]:
+    """Whether rollouts with the lesson taught those without it anything, at an equal number of the latter."""
+    change = compare(summary, ("half", "reward_untold_plateau"), (BASELINE, "reward_midway"))
+    if change is None or change["low"] is None:
+        return []
+    taught = {
+        "higher": "the told rollouts of a group taught the untold ones something",
+        "lower": "the told rollouts of a group stood in the way of the untold ones",
+        "not measurably different": "the told rollouts of a group taught the untold ones nothing measurable",
+    }[direction(change)]
+    sentence = (
+        f"Controls of half at the end against {BASELINE} half way, after as many rollouts without experience: training "
+        f"reward {direction(change)}, {with_interval(change, sign=True)}: {taught}."
+    )
+    return [sentence]
 
 
 def _weights(summary: Summary, arm: str) -> list[str]:
@@ -107,7 +124,7 @@ def _weights(summary: Summary, arm: str) -> list[str]:
     )
     against = compare(summary, (arm, "without.seen.em"), (BASELINE, "without.seen.em"))
     if against is not None and direction(against) == "lower" and own[0] > base[0]:
-        sentence += " That explains its lag without the HEK: what the prompt already answers is not learnt."
+        sentence += " This fits its lag without the HEK: what the prompt already answers leaves nothing to learn from."
     return [sentence]
 
 
@@ -137,13 +154,43 @@ def _controls(summary: Summary) -> list[str]:
             (BASELINE, ENDPOINTS["without HEK"]),
         )  # fmt: skip
         found += _says(
+            summary, f"{control} against {BASELINE}, each shown what it was trained with", (control, AS_TRAINED),
+            (BASELINE, AS_TRAINED),
+        )  # fmt: skip
+        found += _says(
+            summary, f"all against {control}, each shown what it was trained with", ("all", AS_TRAINED),
+            (control, AS_TRAINED),
+        )  # fmt: skip
+        found += _says(
             summary, f"Untrained policy shown {control}, against shown nothing", (UNTRAINED, f"{control}.seen.em"),
             (UNTRAINED, "without.seen.em"),
         )  # fmt: skip
+    found += _prompt_effect(summary)
     found += _says(
         summary, "Oracle lessons against the HEK, both shown to the untrained policy", (UNTRAINED, "oracle.seen.em"),
         (UNTRAINED, "hek.seen.em"),
     )  # fmt: skip
+    return found
+
+
+def _prompt_effect(summary: Summary) -> list[str]:
+    """Lines without any lesson to the point may help by themselves, and what is learnt beside them may stay there."""
+    found = []
+    for control in ("placebo", "plain"):
+        beside = compare(summary, (control, AS_TRAINED), (BASELINE, AS_TRAINED))
+        without = compare(summary, (control, "without.seen.em"), (control, AS_TRAINED))
+        if beside is None or without is None:
+            continue
+        if direction(beside) == "higher":
+            found.append(
+                f"{control} says nothing about the questions and still beats {BASELINE} beside its own line: a line in "
+                "the prompt alone loosens the habit of the trap, so part of any gain over none is not the lesson's."
+            )
+        if direction(without) == "lower":
+            found.append(
+                f"What {control} learnt is tied to its line: without it the same weights score "
+                f"{with_interval(without, sign=True)}."
+            )
     return found
 
 

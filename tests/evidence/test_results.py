@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hiexp.evidence.results import BASELINE, ENDPOINTS, collect, training_measures
+from hiexp.evidence.results import AS_TRAINED, BASELINE, ENDPOINTS, collect, training_measures
 from hiexp.io import DataError
 
 STEPS = 10
@@ -45,6 +45,7 @@ def test_measures_of_a_run():
     assert found["reward_auc"] == pytest.approx(0.62)
     assert found["reward_first"] == pytest.approx(0.1)
     assert found["reward_plateau"] == pytest.approx(0.9)
+    assert found["reward_midway"] == pytest.approx(0.7)
     # Means of five steps: 0.40 at step 5, 0.56 at step 6, ..., 0.80 at step 9 at the earliest.
     assert found["steps_to_0.5"] == 6
     assert found["steps_to_0.8"] == 9
@@ -68,6 +69,8 @@ def test_differences_are_paired_within_seeds(tmp_path: Path):
     half = math.tan(0.475 * math.pi) * 0.05
     assert (change["low"], change["high"]) == (pytest.approx(0.15 - half), pytest.approx(0.15 + half))
     assert summary["missing"] == ["seed 2: all"]
+    # As trained: all with the HEK against none without it.
+    assert summary["differences"]["all"][AS_TRAINED]["seeds"] == {"0": pytest.approx(0.7), "1": pytest.approx(0.1)}
 
 
 def test_an_arm_counts_once_it_is_trained_to_the_end_and_tested(tmp_path: Path):

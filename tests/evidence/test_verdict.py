@@ -71,7 +71,28 @@ def test_missing_variance_explains_a_lag_only_where_it_is_missing(tmp_path: Path
     summary["arms"]["all"]["zero_variance_first"] = constant(own)
     summary["arms"]["none"]["zero_variance_first"] = constant(0.3)
     (sentence,) = (one for one in reasons(summary) if one.startswith("all, weights alone"))
-    assert ("what the prompt already answers is not learnt" in sentence) is explained
+    assert ("what the prompt already answers leaves nothing to learn from" in sentence) is explained
+
+
+@pytest.mark.parametrize(
+    ("controls", "taught"), [(0.7, "something"), (0.3, "stood in the way"), (0.5, "nothing measurable")]
+)
+def test_controls_are_compared_at_equal_numbers_of_untold_rollouts(tmp_path: Path, controls: float, taught: str):
+    summary = study(tmp_path, 0.0)
+    summary["arms"]["half"]["reward_untold_plateau"] = constant(controls)
+    (sentence,) = (one for one in reasons(summary) if one.startswith("Controls of half"))
+    assert taught in sentence
+
+
+def test_a_gain_of_lines_that_say_nothing_is_pointed_out(tmp_path: Path):
+    summary = study(tmp_path, 0.0)
+    scores = {"as trained.seen": 0.8, "without.seen": 0.3}
+    summary["arms"]["plain"] = {
+        f"{key}.{metric}": constant(value) for key, value in scores.items() for metric in ("em", "f1", "cem")
+    }
+    text = sentences(summary)
+    assert "plain says nothing about the questions and still beats none beside its own line" in text
+    assert "What plain learnt is tied to its line: without it the same weights score -0.50" in text
 
 
 def test_tables_hold_every_arm_and_their_differences(tmp_path: Path):
