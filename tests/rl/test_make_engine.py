@@ -18,11 +18,8 @@ URL = "http://127.0.0.1:9/v1"
 
 
 def config(tiny_run, tmp_path, context=64, **rollout):
-    return TrainConfig.from_dict(
-        tiny_run.config(
-            tmp_path / "run", rollout=rollout, model={"path": str(tiny_run.model), "context_length": context}
-        )
-    )
+    model = {"path": str(tiny_run.model), "context_length": context}
+    return TrainConfig.from_dict(tiny_run.config(tmp_path / "run", rollout=rollout, model=model))
 
 
 def test_the_default_samples_from_the_trained_model(tiny_run, tmp_path):
@@ -54,11 +51,11 @@ def test_a_server(tiny_run, tmp_path):
 
 
 def test_settings_that_contradict_each_other_are_refused(tiny_run, tmp_path):
-    with pytest.raises(ValueError, match="rollout.engine: expected transformers"):
+    with pytest.raises(ValueError, match=r"rollout\.engine: expected transformers"):
         config(tiny_run, tmp_path, server=URL, engine="vllm")
-    with pytest.raises(ValueError, match="rollout.weights_dir: expected a folder in training"):
+    with pytest.raises(ValueError, match=r"rollout\.weights_dir: expected a folder in training"):
         GRPOTrainer(config(tiny_run, tmp_path, server=URL))
-    with pytest.raises(ValueError, match="model.context_length"):
+    with pytest.raises(ValueError, match=r"model\.context_length"):
         make_engine(config(tiny_run, tmp_path, context=None, server=URL))
 
 
