@@ -63,8 +63,8 @@ def served(folder, tmp_path_factory):
         yield f"http://127.0.0.1:{port}/v1", process
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(30)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(60)
 
 
 @pytest.fixture
