@@ -25,7 +25,7 @@ from hiexp.rl.weight_sync import ServerReplica, WeightSync, sequence_logprobs
 
 CONTEXT = 256
 PROMPTS = [[1, 5, 9, 200, 33], [1, 40], [1, *range(100, 170)], [7, 7, 7, 250]]
-START_S = 480
+START_S = 600
 
 
 def free_port():
