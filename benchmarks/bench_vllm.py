@@ -45,13 +45,15 @@ def measure(engine, args):
             questions, tool=None, snapshot=None, with_experience=[False] * rows,
             indices=list(range(args.group)) * args.questions,
             seeds=[rollout_seed(0, 1, i // args.group, i % args.group) for i in range(rows)],
-            policy_step=0, sampling=Sampling(config.rollout.temperature, config.rollout.top_p), label=f"{engine} {round_}",
+            policy_step=0, sampling=Sampling(config.rollout.temperature, config.rollout.top_p),
+            label=f"{engine} {round_}",
         )  # fmt: skip
         seconds = time.perf_counter() - begin
         sampled = sum(sum(one.loss_mask) for one in rollouts)
         figures = {
-            "engine": engine, "rollouts per minute": rows / seconds * 60, "sampled tokens per second": sampled / seconds,
-            "sampled tokens": sampled, "searches": sum(len(one.tool_calls) for one in rollouts), "start s": started,
+            "engine": engine, "rollouts per minute": rows / seconds * 60,
+            "sampled tokens per second": sampled / seconds, "sampled tokens": sampled,
+            "searches": sum(len(one.tool_calls) for one in rollouts), "start s": started,
         }  # fmt: skip
         if engine == "vllm":
             cached, prompt = actor.engine.cached_tokens - before[0], actor.engine.prompt_tokens - before[1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -125,9 +125,16 @@ class VllmEngine:
         self.prompt_tokens += len(prompt)
 
     def step(self) -> None:
-        """One forward pass over the turns under way, of all sessions."""
-        with _dying("a step"):
-            outputs = self._engine.step()
+        """One forward pass over the turns under way, of all sessions; where it fails, all of them are given up."""
+        try:
+            with _dying("a step"):
+                outputs = self._engine.step()
+        except EngineError:
+            # Sessions are of no use now; turns left behind would go on in the next step and keep new weights out.
+            lost, self._turns = list(self._turns), {}
+            with suppress(Exception):
+                self._engine.abort_request(lost)
+            raise
         ended = []
         for output in outputs:
             turn = self._turns.get(output.request_id)

@@ -131,9 +131,10 @@ class ServerReplica:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.config.save_pretrained(self.folder)
-        # Tied weights are one tensor under two names; the file format takes each storage once.
-        unique = {tensor.data_ptr(): (name, tensor) for name, tensor in reversed(list(weights.items()))}
-        save_file({name: tensor.contiguous() for name, tensor in unique.values()}, self.folder / "model.safetensors")
+        # Clones, because the file format refuses shared storage: tied weights go under both names. vLLM may keep a
+        # packed copy of the head on its own, which would stay as it was if only the embedding came.
+        tensors = {name: tensor.detach().clone().contiguous() for name, tensor in weights.items()}
+        save_file(tensors, self.folder / "model.safetensors")
         self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}})
         if self._post("/reset_prefix_cache", {}) != {"success": True}:
             raise ServiceError(f"{self.root}/reset_prefix_cache: the server did not reset its prefix cache")

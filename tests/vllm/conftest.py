@@ -11,7 +11,8 @@ import os
 
 import pytest
 
-if importlib.util.find_spec("vllm") is None:
+_found = importlib.util.find_spec("vllm")
+if _found is None or _found.origin is None:  # without origin it is a folder that happens to be called so
     collect_ignore_glob = ["test_*.py"]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -106,15 +106,16 @@ def test_release_ends_a_running_turn_and_leaves_the_others(vllm_engine, local):
         session.start([1], [5], [], Sampling(1.0))
 
 
-def test_a_failing_engine_is_an_engine_error(vllm_engine, monkeypatch):
+def test_a_failing_engine_is_an_engine_error(vllm_engine, make_model, monkeypatch):
     session = vllm_engine.open(PROMPTS[:1], [1])
     session.start([0], [5], [], Sampling(0.0))
     with monkeypatch.context() as patch:
         patch.setattr(vllm_engine._engine, "step", lambda: 1 / 0)
         with pytest.raises(EngineError, match="ZeroDivisionError"):
             session.finished()
-    session.release([0])
-    assert_same(turns(vllm_engine, Sampling(0.0)), turns(vllm_engine, Sampling(0.0)))
+    # What was under way is given up; new sessions work, and new weights may come.
+    assert turns(vllm_engine, Sampling(0.0))[0].finish_reason == "length"
+    vllm_engine.load_weights(make_model(0).state_dict())
 
 
 def test_a_folder_without_a_model_is_refused_by_name(tokenizer, tmp_path):

@@ -25,7 +25,7 @@ from hiexp.rl.weight_sync import ServerReplica, WeightSync, sequence_logprobs
 
 CONTEXT = 256
 PROMPTS = [[1, 5, 9, 200, 33], [1, 40], [1, *range(100, 170)], [7, 7, 7, 250]]
-START_S = 240
+START_S = 600
 
 
 def free_port():
@@ -63,8 +63,8 @@ def served(folder, tmp_path_factory):
         yield f"http://127.0.0.1:{port}/v1", process
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(30)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(60)
 
 
 @pytest.fixture
@@ -89,7 +89,9 @@ def test_greedy_turns_and_logprobs_equal_those_of_transformers(remote, local):
 
 def test_stop_strings_end_turns_at_the_same_token(remote, local, tokenizer):
     free = turns(local, Sampling(0.0))
-    pieces = [tokenizer.decode(free[0].token_ids[6:8]), tokenizer.decode(free[2].token_ids[4:6])]
+    pairs = [tokenizer.decode(turn.token_ids[i : i + 2]) for turn in free for i in range(2, len(turn.token_ids) - 2)]
+    pieces = [text for text in pairs if text.isascii() and text.isprintable() and " " not in text][:2]
+    assert pieces
     ours = turns(remote, Sampling(0.0), stop=pieces)
     assert_same(ours, turns(local, Sampling(0.0), stop=pieces))
     assert "stop" in {g.finish_reason for g in ours}

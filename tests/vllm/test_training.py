@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hiexp.agent.engine_vllm import VllmEngine
 from hiexp.agent.record import Rollout
 from hiexp.io import read_jsonl
 from hiexp.rl.config import TrainConfig
@@ -18,11 +19,10 @@ def one_engine():
     from hiexp.agent import engine_vllm
 
     made = []
-    original = engine_vllm.VllmEngine
 
     def make(*args, **kwargs):
         if not made:
-            made.append(original(*args, **kwargs))
+            made.append(VllmEngine(*args, **kwargs))
         return made[0]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -104,23 +104,6 @@ def test_a_continued_run_equals_an_uninterrupted_one(trained, miniature, tmp_pat
             assert a[key] == pytest.approx(b[key], abs=1e-5), key
 
 
-def test_checkpoints_load_in_vllm(trained, one_engine, monkeypatch):
-    """``save_pretrained`` output, read from the disk by vLLM itself, is the policy of that step."""
-    from transformers import AutoModelForCausalLM
-
-    path, _ = trained
-    engine = one_engine[0]
-    monkeypatch.setattr(engine._engine.vllm_config.load_config, "load_format", "auto")
-    probes = [one.token_ids for one in rollouts(path, 3)[:6]]
-    for step in (1, 3):
-        folder = path / "checkpoints" / f"step_{step:06d}" / "model"
-        engine._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
-        engine.reset_cache()
-        model = AutoModelForCausalLM.from_pretrained(folder)
-        for probe, values in zip(probes, engine.prompt_logprobs(probes), strict=True):
-            assert values == pytest.approx(sequence_logprobs(model, probe), abs=2e-4)
-
-
 def test_weights_that_do_not_arrive_stop_the_run(miniature, tmp_path, one_engine, monkeypatch):
     from hiexp.rl.trainer import GRPOTrainer
 
@@ -147,3 +130,16 @@ def test_rollouts_ahead_by_vllm(miniature, tmp_path, one_engine):
     made = rollouts(path, 4)
     assert {one.policy_step for one in made} == {2}
     assert largest_gap(path, 2, made) < 1e-3 < largest_gap(path, 3, made)
+
+
+def test_a_checkpoint_loads_in_vllm(trained):
+    """``save_pretrained`` output, read from the disk by vLLM itself, is the policy of that step."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path, _ = trained
+    folder = path / "checkpoints" / "step_000003" / "model"
+    engine = VllmEngine(str(folder), AutoTokenizer.from_pretrained(folder), cache_gib=0.0625)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    probes = [one.token_ids for one in rollouts(path, 3)[:6]]
+    for probe, values in zip(probes, engine.prompt_logprobs(probes), strict=True):
+        assert values == pytest.approx(sequence_logprobs(model, probe), abs=2e-4)
