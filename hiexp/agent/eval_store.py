@@ -26,7 +26,9 @@ RESULT = "result.json"
 _UNUSED = ("run", "algorithm", "credit", "alarms", "task", "evaluation")
 _IRRELEVANT = (
     ("rollout", "batch_rows"), ("rollout", "remote_calls"), ("rollout", "engine_retries"), ("rollout", "server"),
-    ("tool", "cache_dir"), ("tool", "record"),
+    ("rollout", "vllm_cache_gib"), ("rollout", "weights_dir"), ("rollout", "sync_tolerance"), ("rollout", "staleness"),
+    ("tool", "cache_dir"), ("tool", "record"), ("tool", "cached_queries"), ("tool", "connections"), ("tool", "retries"),
+    ("tool", "calls_per_second"),
 )  # fmt: skip
 
 

@@ -134,7 +134,7 @@ def estimate(shape: ModelShape, config: TrainConfig, *, device: str, shards: int
     rows = 0 if config.rollout.server else min(config.rollout.batch_rows, at_once)
     longest = config.rollout.max_total_tokens
     tokens = max(config.algorithm.tokens_per_microbatch, longest)
-    rank = getattr(config.model, "lora_rank", 0)
+    rank = config.model.lora_rank
     trained = adapter_parameters(shape, rank) * size if rank else weights
     return MemoryEstimate(
         weights=weights // shards,

@@ -7,17 +7,23 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hiexp.experience.encoder import HashingEncoder
 from hiexp.io import DataError
 from hiexp.preflight.check import Check, gib
 
 if TYPE_CHECKING:
-    from hiexp.rl.config import TrainConfig
+    from hiexp.agent.tools import Document
+    from hiexp.rl.config import ToolConfig, TrainConfig
 
 _ROWS = 1000  # passages read to see whether a corpus is one
+# For the size of an index that is not built yet: a usual length of a sentence encoder's vectors (loading it to ask would
+# take seconds), bytes of a row besides its text, and how far gzip packs such text.
+_ENCODER_DIM, _FRAME, _PACKED = 768, 60, 3
 _STACKS = ("verl", "trl", "openrlhf", "skyrl", "slime")
 
 
@@ -26,8 +32,8 @@ def tool_check(config: TrainConfig) -> Check:
     tool = config.tool
     if tool.kind == "none":
         return Check("search", "ok", "none")
-    if tool.kind in ("bm25", "dense") and not getattr(tool, "index", None):
-        return _corpus(tool.corpus, tool.kind)
+    if tool.kind in ("bm25", "dense") and tool.index is None:
+        return _corpus(tool)
     from hiexp.rl.setup import make_tool
 
     try:
@@ -40,18 +46,34 @@ def tool_check(config: TrainConfig) -> Check:
     return Check("search", "ok", f"{tool.kind} answers ({getattr(made, 'identity', made.name)})")
 
 
-def _corpus(path: str, kind: str) -> Check:
+def _corpus(tool: ToolConfig) -> Check:
     from hiexp.agent.corpus import read_corpus
 
+    path, kind = tool.corpus, tool.kind
     if not path:
         return Check("search", "error", f"tool.kind {kind} without tool.corpus", "name a JSONL file of passages")
     try:
-        read = sum(1 for _ in islice(read_corpus(path), _ROWS))
+        rows = list(islice(read_corpus(path), _ROWS))
     except (DataError, OSError) as error:
         return Check("search", "error", str(error), "passages have the columns id, title and text, or id and contents")
     size = Path(path).stat().st_size
     # Its index is named by the hash of the file, so one of another corpus cannot be taken by mistake.
-    return Check("search", "ok", f"{kind} over {path}: {gib(size)}, the first {read:,} passages are readable")
+    text = f"{kind} over {path}: {gib(size)}, the first {len(rows):,} passages are readable"
+    return Check("search", "ok", text if kind == "bm25" else f"{text}; {_index_size(tool, rows, size)}")
+
+
+def _index_size(tool: ToolConfig, rows: Sequence[Document], size: int) -> str:
+    """What a dense index of the corpus will take, from the length of its first passages."""
+    from hiexp.agent.index_memory import memory_estimate
+
+    text_bytes = max(1, sum(len(row.text.encode()) for row in rows) // len(rows))
+    packed = _PACKED if tool.corpus.endswith(".gz") else 1
+    passages = max(len(rows), size * packed // (text_bytes + _FRAME))
+    dim = HashingEncoder().dim if tool.encoder == "hashing" else _ENCODER_DIM
+    told = memory_estimate(passages, dim, tool.method, dtype=tool.dtype, text_bytes=text_bytes)
+    return (
+        f"its index, for about {passages:,} vectors of {dim}: {gib(told.disk)} on disk, {gib(told.resident)} resident"
+    )
 
 
 def server_checks(config: TrainConfig) -> list[Check]:
