@@ -1,4 +1,4 @@
-"""Two processes on gloo train what one trains: samples, loss, gradients, metrics, weights; and all stop if one fails."""
+"""Two processes on gloo train what one trains: samples, loss, gradients, metrics, weights; all stop if one fails."""
 
 from __future__ import annotations
 
