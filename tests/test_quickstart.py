@@ -20,6 +20,7 @@ from hiexp.quickstart.job import quickstart
 from hiexp.quickstart.measures import lesson_precision, verdict
 from hiexp.quickstart.source import contrast, known_questions
 from hiexp.quickstart.worlds import MiniWorldTask, world_seed
+from hiexp.rl.metrics import TIME_KEYS
 from hiexp.rl.run_directory import RunDirectory, directory_lock
 from hiexp.tasks.miniworld import MiniWorld
 
@@ -138,9 +139,9 @@ def test_a_killed_stage_is_made_again_and_a_killed_arm_continues(
 
 
 def metrics(run: Path) -> list[dict]:
-    """Metrics of a run but for its times."""
+    """Metrics of a run but for its times and memory."""
     rows = [row for _, row in read_jsonl(run / "metrics.jsonl")]
-    return [{key: value for key, value in row.items() if not key.startswith("seconds")} for row in rows]
+    return [{key: value for key, value in row.items() if key not in TIME_KEYS} for row in rows]
 
 
 def test_other_settings_need_another_directory(finished: tuple[Path, list[str]]):
