@@ -261,6 +261,9 @@ def run_trl(work: Work) -> dict[str, Any]:
 
     texts = make_questions(work, tokenizer)
     with tempfile.TemporaryDirectory() as folder:
+        if work.kl:  # TRL loads its reference from where the model says it came from
+            model.save_pretrained(f"{folder}/start")
+            model.config._name_or_path = f"{folder}/start"
         arguments = GRPOConfig(
             output_dir=folder, use_cpu=True, bf16=False, per_device_train_batch_size=work.trl_rows,
             gradient_accumulation_steps=work.rollouts // work.trl_rows, num_generations=work.group,
