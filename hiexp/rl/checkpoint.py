@@ -106,6 +106,10 @@ class Checkpoints:
                 # Renamed first: a kill while deleting must not leave half a folder under a checkpoint's name.
                 doomed = self.directory / f".{self.path(step).name}.{os.getpid()}.tmp"
                 os.replace(self.path(step), doomed)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove what killed runs left behind; no checkpoint is touched."""
         for leftover in self.directory.glob(".step_*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
 

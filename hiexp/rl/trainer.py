@@ -383,6 +383,7 @@ class GRPOTrainer:
     def _settle(self, step: int) -> None:
         """The run directory as it was after ``step``, and what a first start puts there."""
         self.directory.rewind(step)
+        self.checkpoints.sweep()
         if self.snapshot is not None:
             self.directory.pin_snapshot(self.snapshot)
         self.tokenizer.save_pretrained(self.directory.path / "tokenizer")
