@@ -50,8 +50,8 @@ def collect(out: str | Path) -> dict[str, Any]:
     stores = {seed: _read_stores(folder) for seed, folder in zip(rows, folders, strict=True)}
     return {
         "settings": settings,
-        "seeds": list(rows),
-        "missing": [f"seed {seed}: {name}" for seed, found in rows.items() for name in arms if name not in found],
+        "seeds": [seed for seed, found in rows.items() if found],
+        "missing": _missing(rows, arms),
         "endpoints": ENDPOINTS,
         "arms": {
             name: _over_seeds({seed: found[name] for seed, found in rows.items() if name in found}) for name in arms
@@ -60,6 +60,14 @@ def collect(out: str | Path) -> dict[str, Any]:
         "stores": {name: _over_seeds({s: f[name] for s, f in stores.items() if name in f}) for name in _STORES},
         "curves": {name: _curves(out, name, list(rows), steps) for name in arms if name != UNTRAINED},
     }
+
+
+def _missing(rows: Mapping[int, Mapping[str, Row]], arms: Sequence[str]) -> list[str]:
+    """What has begun and is not finished, a line a seed, and arms that no seed has finished."""
+    open_ = {seed: [name for name in arms if name not in found] for seed, found in rows.items()}
+    lines = [f"seed {seed}: {', '.join(names)}" for seed, names in open_.items() if names]
+    absent = [name for name in ARMS if name not in arms]
+    return [*lines, *([f"any seed: {', '.join(absent)}"] if absent else [])]
 
 
 def difference(rows: Mapping[int, Mapping[str, Row]], name: str, other: str) -> dict[str, Any]:

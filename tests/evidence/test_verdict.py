@@ -33,7 +33,7 @@ def test_endpoints_are_judged_by_their_intervals(tmp_path: Path, gain: float, ex
     text = sentences(study(tmp_path, gain))
     assert f"Endpoint, tested without HEK: all against none: {expected}" in text
     assert "Endpoint, tested with HEK: all against none: not measurably different, +0.00 [+0.00, +0.00]" in text
-    assert "Not finished" not in text
+    assert "Not finished: seed" not in text
 
 
 def test_one_seed_is_not_judged(tmp_path: Path):
@@ -43,8 +43,13 @@ def test_one_seed_is_not_judged(tmp_path: Path):
 
 def test_partial_results_say_so_first(tmp_path: Path):
     scores = {0: {"none": (0.1, 0.2), "all": (0.9, 0.9)}, 1: {"none": (0.1, 0.2)}}
-    title, found = verdict(collect(write_study(tmp_path / "study", scores)))[0]
-    assert (title, found) == ("Partial results", ["Not finished: seed 1: all."])
+    study = write_study(tmp_path / "study", scores)
+    (study / "seed_2").mkdir()
+    summary = collect(study)
+    title, found = verdict(summary)[0]
+    assert title == "Partial results"
+    assert found[:2] == ["Not finished: seed 1: all.", "Not finished: seed 2: none, all."]
+    assert summary["seeds"] == [0, 1]
 
 
 def reasons(summary) -> list[str]:
