@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from hiexp.rl.config import ToolConfig, TrainConfig
 
 _ROWS = 1000  # passages read to see whether a corpus is one
-# For the size of an index that is not built yet: a usual length of a sentence encoder's vectors (loading it to ask would
-# take seconds), bytes of a row besides its text, and how far gzip packs such text.
+# For the size of an index that is not built yet: a usual length of a sentence encoder's vectors (loading it to ask
+# would take seconds), bytes of a row besides its text, and how far gzip packs such text.
 _ENCODER_DIM, _FRAME, _PACKED = 768, 60, 3
 _STACKS = ("verl", "trl", "openrlhf", "skyrl", "slime")
 
