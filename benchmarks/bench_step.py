@@ -174,7 +174,7 @@ def run_hiexp(work: Work) -> dict[str, Any]:
 
         def listen(kind: str, row: dict[str, Any]) -> None:
             if kind == "step":
-                rows.append({name: row[name] for name in row if name.startswith("seconds_")})
+                rows.append({name: row[name] for name in row if name.startswith("seconds_") and row[name] is not None})
                 rows[-1]["cpu_s"] = time.process_time() - used[-1]
                 used.append(time.process_time())
                 marks.append(dict(clock.seconds))
