@@ -140,7 +140,7 @@ def _total(reflectors: Mapping[str, Mapping[str, float]], key: str) -> str:
 
 
 def _print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
-    names = list(scores[_NONE]["intervals"])
+    names = [name for name in scores[_NONE]["intervals"] if "_pass@" not in name]
     rows = {}
     for score in names:
         rows[score] = [
@@ -156,7 +156,9 @@ def _print_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
     _print_table(list(scores), rows)
 
 
-def _print_table(heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
+def _print_table(names: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
+    short = [Path(name).name for name in names]
+    heads = short if len(set(short)) == len(short) else names
     first = max(map(len, rows))
     widths = [max(len(head), *(len(cells[column]) for cells in rows.values())) for column, head in enumerate(heads)]
     print(" " * first, *(head.rjust(width) for head, width in zip(heads, widths, strict=True)), sep="  ")

@@ -82,7 +82,7 @@ class JsonClient:
         """The JSON answer to a POST of ``body``.
 
         Raises:
-            ServiceError: another status than 200, no answer in all attempts, or an answer that is no JSON.
+            ServiceError: another status than 200, no answer in all attempts, or one that is no JSON from its start.
         """
         return self._ask("POST", "", json.dumps(body).encode("utf-8"))
 
@@ -113,20 +113,23 @@ class JsonClient:
                 problem = f"{type(error).__name__}: {error}"
             else:
                 if reply.status == 200:
-                    return self._parsed(reply.body)
-                problem = f"status {reply.status}: {start_of(reply.body)}"
+                    try:
+                        return json.loads(reply.body)
+                    except (ValueError, RecursionError) as error:
+                        # A body that breaks off may come whole next time; a page of HTML never was JSON.
+                        if not reply.body.lstrip().startswith((b"{", b"[")):
+                            raise ServiceError(
+                                self._clean(f"{self.url}: expected JSON, got {start_of(reply.body)}")
+                            ) from error
+                        problem = f"an answer that is not valid JSON: {start_of(reply.body)}"
+                else:
+                    problem = f"status {reply.status}: {start_of(reply.body)}"
                 wait = _retry_after(_header(reply.headers, "retry-after"))
-                if reply.status not in _TRANSIENT:
+                if reply.status != 200 and reply.status not in _TRANSIENT:
                     raise ServiceError(self._clean(f"{self.url}: {problem}"))
             if attempt < self.retries:
                 time.sleep(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt if wait is None else wait))
         raise ServiceError(self._clean(f"{self.url}: no answer in {self.retries + 1} attempts, last {problem}"))
-
-    def _parsed(self, body: bytes) -> Any:
-        try:
-            return json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise ServiceError(self._clean(f"{self.url}: expected JSON, got {start_of(body)}")) from error
 
     def _clean(self, text: str) -> str:
         for word in self._secrets:

@@ -27,7 +27,8 @@ FINISH_REASONS: tuple[FinishReason, ...] = (
 )  # fmt: skip
 # Seconds and memory: the only values that depend on the machine.
 TIME_KEYS = (
-    "seconds_rollout", "seconds_score", "seconds_update", "seconds_sync", "seconds_step", "peak_rss_mb", "peak_cuda_mb", "oom_retries",
+    "seconds_rollout", "seconds_score", "seconds_update", "seconds_sync", "seconds_step", "peak_rss_mb", "peak_cuda_mb",
+    "oom_retries",
 )  # fmt: skip
 METRIC_KEYS = (
     "step", "reward_mean", "reward_std", "advantage_var_raw", "zero_variance_share", "nan_rewards", "grad_norm", "loss",

@@ -73,9 +73,9 @@ def test_answers_with_each_hek_are_kept_and_read_again(heks, model, questions, t
     # The difference is one of question means, so it is the difference of the means.
     taught = first[str(heks[1])]
     assert taught["difference"]["f1"][0] == pytest.approx(taught["f1"] - first["no HEK"]["f1"])
-    shown = [
-        [bool(row["injections"]) for _, row in read_jsonl(tmp_path / "kept" / f"arm_{i}.jsonl.gz")] for i in range(3)
-    ]
+    arms = ("without_hek", "with_hek", "with_hek")
+    files = [tmp_path / "kept" / f"arm_{i}" / "q" / f"{arm}.jsonl" for i, arm in enumerate(arms)]
+    shown = [[bool(row["injections"]) for _, row in read_jsonl(file)] for file in files]
     assert not any(shown[0])
     assert all(shown[1])
     assert all(shown[2])

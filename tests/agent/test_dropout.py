@@ -113,6 +113,7 @@ def trainer(tmp_path):
 
 
 def test_training_rollouts_drop_and_record_evaluation_does_not(trainer):
+    trainer._source.begin(0, trainer._sample, None)
     acted = trainer._act_round(1, 0, 2, set())
     informed = [rollout for rollout, allowed in zip(acted.rollouts, acted.with_experience, strict=True) if allowed]
     for rollout in informed:
