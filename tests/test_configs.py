@@ -37,7 +37,8 @@ def test_the_quickstart_parses():
 @pytest.mark.parametrize("name", QWEN)
 def test_the_papers_values_stand_and_the_others_are_marked(name):
     config, text = TrainConfig.from_yaml(CONFIGS / name), (CONFIGS / name).read_text(encoding="utf-8")
-    assert (config.rollout.temperature, config.rollout.top_p, config.algorithm.kl_coef) == (1.0, 0.95, 1e-3)
+    assert (config.rollout.temperature, config.rollout.top_p) == (1.0, 0.95)
+    assert config.algorithm.kl_coef == 1e-3 or "the paper's is 1e-3" in text
     assert (config.experience.start_top_k, config.experience.experience_share, config.algorithm.kind) == (
         5,
         1.0,
@@ -74,8 +75,8 @@ SHAPES = {
 
 @pytest.mark.parametrize(
     ("name", "size", "shards", "gib"),
-    [("qwen25_3b_one_gpu", "3b", 1, 68), ("qwen25_7b_eight_gpus", "7b", 8, 34), ("qwen25_7b_eight_gpus", "7b", 1, 158),
-     ("qwen25_7b_maths", "7b", 8, 34)],
+    [("qwen25_3b_one_gpu", "3b", 1, 68), ("qwen25_7b_eight_gpus", "7b", 8, 58), ("qwen25_7b_eight_gpus", "7b", 1, 129),
+     ("qwen25_7b_maths", "7b", 8, 58)],
 )  # fmt: skip
 def test_the_memory_in_the_comments_is_the_estimate(name, size, shards, gib):
     path = CONFIGS / f"{name}.yaml"

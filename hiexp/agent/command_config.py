@@ -95,8 +95,11 @@ def output_directory(out: Path, settings: dict[str, Any]) -> Path:
         except ValueError as error:
             raise DataError(f"{file}: not valid JSON ({error})") from error
         lines = differing_keys(stored, settings)
-        if lines:
+        # Settings alone are what a command left that failed before its first result.
+        if lines and any(path.name not in (SETTINGS, ".lock") for path in out.iterdir()):
             raise ValueError(f"--out {out}: holds rollouts with other settings ({'; '.join(lines)}); choose another")
+        if lines:
+            atomic_write(file, json.dumps(settings, indent=1) + "\n")
         return out
     if out.is_dir() and any(out.iterdir()):
         raise DataError(f"--out {out}: expected an empty directory or earlier rollouts; it holds no {SETTINGS}")

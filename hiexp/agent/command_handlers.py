@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hiexp.tasks.question import Question
 
 # Settings of a training run that rollouts do not depend on.
-_UNUSED = ("run", "algorithm", "evaluation")
+_UNUSED = ("run", "algorithm", "credit", "alarms", "evaluation")
 
 
 def rollout_command(args: argparse.Namespace) -> int:
@@ -86,7 +86,11 @@ def _served_tool(args: argparse.Namespace) -> Any:
 
 def _settings(config: TrainConfig, k: int, shard_questions: int, snapshot: Snapshot | None) -> dict[str, Any]:
     """Everything the rollouts depend on, as it is stored beside them."""
+    from hiexp.agent.eval_store import IRRELEVANT
+
     values = {stage: part for stage, part in config.to_dict().items() if stage not in _UNUSED}
+    for stage, key in IRRELEVANT:
+        values[stage].pop(key)
     return {
         **values,
         "seed": config.run.seed,

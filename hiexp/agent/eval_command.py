@@ -59,7 +59,7 @@ def _eval_model(args: argparse.Namespace) -> dict[str, Any]:
 
     config = config_of(args, "evaluation")
     samples = args.samples or 1
-    _check_evaluation(config, samples)
+    check_evaluation(config, samples)
     snapshot = read_snapshot(config) if config.evaluation.with_hek else None
     arms = choose_arms(args.arms, snapshot is not None, config.rollout.dialect)
     sets = load_sets(config, args.questions or [config.task.evaluation], args.judge is not None)
@@ -81,7 +81,7 @@ def _eval_model(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _check_evaluation(config: TrainConfig, samples: int) -> None:
+def check_evaluation(config: TrainConfig, samples: int) -> None:
     if config.evaluation.questions < 1:
         raise ValueError("evaluation.questions: expected at least 1 to evaluate, got 0 (--limit N sets it)")
     if samples > 1 and config.evaluation.temperature == 0.0:

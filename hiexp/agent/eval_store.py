@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 RESULT = "result.json"
 # Stages and settings that answers do not depend on; a server may come back under another address.
 _UNUSED = ("run", "algorithm", "credit", "alarms", "task", "evaluation")
-_IRRELEVANT = (
+IRRELEVANT = (
     ("rollout", "batch_rows"), ("rollout", "remote_calls"), ("rollout", "engine_retries"), ("rollout", "server"),
     ("rollout", "vllm_cache_gib"), ("rollout", "weights_dir"), ("rollout", "sync_tolerance"), ("rollout", "staleness"),
     ("tool", "cache_dir"), ("tool", "record"), ("tool", "cached_queries"), ("tool", "connections"), ("tool", "retries"),
@@ -35,7 +35,7 @@ _IRRELEVANT = (
 def eval_settings(config: TrainConfig, snapshot: Snapshot | None) -> dict[str, Any]:
     """Everything the answers depend on besides the questions."""
     values = {stage: part for stage, part in config.to_dict().items() if stage not in _UNUSED}
-    for stage, key in _IRRELEVANT:
+    for stage, key in IRRELEVANT:
         values[stage].pop(key)
     values["experience"].pop("hek")  # its snapshot counts, not where it lies
     return {

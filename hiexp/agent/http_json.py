@@ -34,6 +34,14 @@ def check_url(name: str, url: str) -> urllib.parse.SplitResult:
     return parts
 
 
+def _body(error: urllib.error.HTTPError) -> bytes:
+    """The body of an error answer; empty where it breaks off."""
+    try:
+        return error.read()
+    except (OSError, http.client.HTTPException):
+        return b""
+
+
 def post_json(
     url: str, body: Mapping[str, Any], *, timeout_s: float, retries: int, headers: Mapping[str, str] | None = None
 ) -> Any:
@@ -55,7 +63,7 @@ def post_json(
             with urllib.request.urlopen(urllib.request.Request(url, data, known), timeout=timeout_s) as response:
                 reply = response.read()
         except urllib.error.HTTPError as error:
-            problem = f"status {error.code}: {start_of(error.read())}"
+            problem = f"status {error.code}: {start_of(_body(error))}"
             wait = _retry_after(error.headers.get("Retry-After"))
             if error.code not in _TRANSIENT:
                 raise ServiceError(f"{url}: {problem}") from error
@@ -64,7 +72,7 @@ def post_json(
         else:
             try:
                 return json.loads(reply)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 # A body without length that breaks off looks complete to the client; a page of HTML never was JSON.
                 if not reply.lstrip().startswith((b"{", b"[")):
                     raise ServiceError(f"{url}: expected JSON, got {start_of(reply)}") from error

@@ -133,6 +133,7 @@ def _ensure(final: Path, plan: dict[str, Any], build: Callable[[Path], None], re
         _build_resumable(final, plan, build)
         return final
     building = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    building.chmod(0o755)  # others may serve what this user builds
     try:
         build(building)
         _finish(building, final, plan)

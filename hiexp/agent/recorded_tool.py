@@ -48,6 +48,7 @@ class RecordedTool:
         except sqlite3.Error as error:
             raise DataError(f"{path}: expected a recording of searches (SQLite): {error}") from error
         self.name = self._only(names, name) if tool is None else getattr(tool, "identity", tool.name)
+        self.identity = self.name
 
     def _only(self, names: list[str], wanted: str | None) -> str:
         if wanted is None and len(names) == 1:

@@ -125,8 +125,8 @@ def estimate(shape: ModelShape, config: TrainConfig, *, device: str, shards: int
 
     Args:
         device: ``cpu`` or ``cuda``.
-        shards: processes over which weights, gradients and moments are spread (FSDP, ZeRO-3); 1 where each process
-            holds the whole model.
+        shards: processes over which weights, gradients and moments are spread (FSDP); 1 where each process holds the
+            whole model.
     """
     size = 4 if config.model.dtype == "float32" else 2
     weights = shape.parameters * size
@@ -137,10 +137,11 @@ def estimate(shape: ModelShape, config: TrainConfig, *, device: str, shards: int
     rank = config.model.lora_rank
     trained = adapter_parameters(shape, rank) * size if rank else weights
     return MemoryEstimate(
-        weights=weights // shards,
+        # Sharded training keeps whole copies on every process: one that acts (rl/policy.py), and the reference.
+        weights=weights // shards + (weights if shards > 1 and rows else 0),
         gradients=trained // shards,
         moments=2 * trained // shards,
-        reference=weights // shards if config.algorithm.kl_coef > 0 and not rank else 0,
+        reference=weights if config.algorithm.kl_coef > 0 and not rank else 0,
         kv_cache=rows * longest * shape.layers * 2 * shape.kv * size,
         sampling=rows * shape.vocabulary * _SAMPLING_BYTES,
         activations=activation_bytes(shape, tokens, size, checkpointing=config.model.gradient_checkpointing),

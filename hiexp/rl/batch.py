@@ -65,7 +65,7 @@ def microbatches(
 
     Padded, the longest come first, so that similar lengths share a batch; ``packed``, those that begin alike do. With
     several ``ranks`` this rank's batches of a plan that all make alike: equally many on every rank, of about equal cost
-    (a last one may be a filler), because their collectives have to meet.
+    (the last ones may be fillers), because their collectives have to meet.
 
     Raises:
         ValueError: a rollout without trained tokens, or with lists of different lengths.
@@ -80,9 +80,10 @@ def microbatches(
         batches = plan(rollouts, indices, -(-total // (ranks.size * rounds)))
     shares = balance([batch.tokens for batch in batches], ranks.size)
     mine = [batches[b].collate(rollouts, pad_id, device) for b in shares[ranks.rank]]
-    if len(mine) < max(map(len, shares)):
+    missing = max(map(len, shares)) - len(mine)
+    if missing:
         cheapest = min(batches, key=lambda batch: batch.tokens)
-        mine.append(replace(cheapest.collate(rollouts, pad_id, device), filler=True))
+        mine += [replace(cheapest.collate(rollouts, pad_id, device), filler=True)] * missing
     return mine
 
 

@@ -56,8 +56,8 @@ def collect(act_round: ActRound, wanted: int, credit: CreditConfig) -> ActedStep
         if missing <= 0:
             break
         acted = act_round(number, missing, asked)
-        if acted is None:
-            break
+        if acted is None:  # this round drew only questions that were asked already
+            continue
         rounds.append(acted)
         asked |= {question.id for question in acted.questions}
         kept.append(informative_groups(acted.rewards, acted.groups, credit))

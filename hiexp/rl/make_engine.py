@@ -50,7 +50,22 @@ def training_engine(config: TrainConfig, model: Any, tokenizer: Any) -> tuple[En
     """What samples while ``model`` is trained, and where its weights must be pushed; None: it samples from ``model``.
 
     An engine of its own starts with weights that mean nothing: push before the first rollout.
+
+    Raises:
+        ValueError: settings under which the engine would sample from other weights, or at another temperature, than
+            the trainer scores with.
     """
+    own = bool(config.rollout.server) or config.rollout.engine == "vllm"
+    if own and config.model.lora_rank > 0:
+        raise ValueError(
+            "model.lora_rank: expected 0 with vLLM or a server, whose weights have no adapters; use "
+            "rollout.engine: transformers"
+        )
+    if config.rollout.server and config.rollout.temperature != 1.0:
+        raise ValueError(
+            "rollout.temperature: expected 1 in training with rollout.server, whose log-probs are at temperature 1, "
+            f"got {config.rollout.temperature:g}"
+        )
     if config.rollout.server:
         from hiexp.rl.weight_sync import ServerReplica
 

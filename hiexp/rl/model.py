@@ -92,7 +92,9 @@ def _read(source: str, config: ModelConfig) -> tuple[Any, Any, Any]:
             source, dtype=dtype, attn_implementation=attention, output_loading_info=True
         )
         return model, info, AutoTokenizer.from_pretrained(source)
-    except (OSError, ImportError):
+    except OSError as error:
+        raise OSError(f"model.path: {config.path!r} cannot be loaded: {error}") from error
+    except ImportError:
         raise
     # Broken weights raise SafetensorError, a broken tokenizer.json KeyError, a JSON error or a bare Exception.
     except Exception as error:

@@ -60,7 +60,8 @@ class RolloutsAhead:
                 self._made[ahead].set_result(stored[ahead])
             elif policy_step(ahead, self.lag) != step:
                 raise ValueError(
-                    f"step {ahead}: expected stored rollouts of policy step {policy_step(ahead, self.lag)}"
+                    f"step {ahead}: expected stored rollouts of policy step {policy_step(ahead, self.lag)}; a run with "
+                    "rollout.staleness makes none beyond its last step, so run.steps cannot be raised near its end"
                 )
         self.updated(step, weights)
 

@@ -141,6 +141,8 @@ def test_requests_run_at_once_but_no_more_than_allowed(serve):
         (b"not http at all\r\n\r\n", ["3 attempts", "BadStatusLine"]),
         (answer(b"busy", "500 Internal Server Error"), ["3 attempts", "status 500", "busy"]),
         (answer(b"", "504 Gateway Timeout"), ["3 attempts", "status 504"]),
+        (answer(b'{"result": [['), ["3 attempts", "not valid JSON", "result"]),
+        (answer(b"[" * 100_000), ["3 attempts", "not valid JSON"]),
     ],
 )
 def test_passing_faults_are_tried_again_then_named(serve, fault, words):
@@ -157,8 +159,6 @@ def test_passing_faults_are_tried_again_then_named(serve, fault, words):
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (answer(b'{"result": [['), ["expected JSON", "result"]),
-        (answer(b"[" * 100_000), ["expected JSON"]),
         (answer(b"\xff\xfe"), ["expected JSON"]),
         (answer(b"who?", "401 Unauthorized"), ["status 401", "who?"]),
         (answer(b"", "301 Moved Permanently", "Location: http://elsewhere/\r\n"), ["status 301"]),

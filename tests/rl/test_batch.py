@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hiexp.agent.record import Rollout
 from hiexp.rl.batch import microbatches, packed_engine_logprobs, sampled_positions, trainable
+from hiexp.rl.distributed import Ranks
 
 
 def make_rollout(tokens, mask, name="q/0/0"):
@@ -124,3 +125,20 @@ def test_refuses_what_cannot_be_trained():
     rollout.logprobs.pop()
     with pytest.raises(ValueError, match=r"rollout q/0/0: .*differ in length"):
         microbatches([rollout], [0], 10, pad_id=0)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(2, 60), min_size=1, max_size=24), size=st.integers(2, 8), budget=st.integers(20, 90)
+)
+def test_every_rank_makes_equally_many_batches(packed, lengths, size, budget):
+    """Their collectives have to meet: a rank that is two batches short would wait for ever."""
+    rollouts = [make_rollout([i % 90 + 1, *range(length)], [0, *[1] * length]) for i, length in enumerate(lengths)]
+    plans = [
+        microbatches(rollouts, range(len(rollouts)), budget, 0, packed=packed, ranks=Ranks(rank, size))
+        for rank in range(size)
+    ]
+    assert len({len(plan) for plan in plans}) == 1
+    trained = sorted(i for plan in plans for batch in plan if not batch.filler for i in batch.indices)
+    assert trained == list(range(len(rollouts)))

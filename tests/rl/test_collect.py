@@ -162,3 +162,11 @@ def test_a_data_set_of_one_question(tiny_run, tmp_path):
     last = GRPOTrainer(config, task=task).train()
     assert last["step"] == 2
     assert last["sampling_rounds"] == 1
+
+
+def test_a_round_of_questions_already_asked_does_not_end_the_search():
+    def act_round(number, wanted, asked):
+        return None if number == 1 else make_round(number, wanted, asked, share=0.0 if number == 0 else 1.0)
+
+    step = collect(act_round, 4, CreditConfig(sampling_rounds=3))
+    assert len(np.unique(step.groups)) == 4
