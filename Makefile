@@ -71,7 +71,10 @@ vllm-env: ## an environment of its own with the CPU build of vLLM and hiexp, in 
 	PYTHON=$(PYTHON) PIP_FLAGS='$(PIP_FLAGS)' scripts/vllm_env.sh $(VLLM_VENV)
 
 vllm-test: vllm-env ## the tests that run a real vLLM, in process and as a server
-	$(VLLM_VENV)/bin/python -m pytest tests/vllm
+# A process a group: an engine that ends takes the process groups of the others in its process with it.
+	$(VLLM_VENV)/bin/python -m pytest tests/vllm/test_engine_vllm.py tests/vllm/test_weight_sync.py
+	$(VLLM_VENV)/bin/python -m pytest tests/vllm/test_training.py
+	$(VLLM_VENV)/bin/python -m pytest tests/vllm/test_server.py
 
 bench: $(VENV)/.dev ## run the benchmark suites
 	$(BIN)/python -m pytest benchmarks --benchmark-group-by=param
