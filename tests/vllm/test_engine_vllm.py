@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 
 from hiexp.agent.engine import EngineError, Sampling, generate
@@ -52,8 +54,10 @@ def test_stop_strings_end_the_turn_at_the_same_token(vllm_engine, local, tokeniz
 
 def test_end_of_sequence(vllm_engine, local, tokenizer, monkeypatch):
     free = turns(local, Sampling(0.0))
+    other = deepcopy(tokenizer)
+    other.eos_token = other.convert_ids_to_tokens(free[0].token_ids[5])
     for engine in (vllm_engine, local):
-        monkeypatch.setattr(engine.tokenizer, "eos_token_id", free[0].token_ids[5], raising=False)
+        monkeypatch.setattr(engine, "tokenizer", other)
         monkeypatch.setattr(engine, "_rules", {})
     ours = turns(vllm_engine, Sampling(0.0))
     assert_same(ours, turns(local, Sampling(0.0)))
