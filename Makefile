@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 CONSTRAINTS ?= constraints/cpu.txt
+WORKERS ?= 2
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_FLAGS) $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
@@ -42,8 +43,8 @@ $(VENV)/.dev: $(VENV)/.torch $(BUILD_INPUTS)
 quickstart: $(VENV)/.quickstart ## watch a tiny agent learn from its own experience (about ten minutes on two cores)
 	$(BIN)/hiexp quickstart --out runs/quickstart
 
-test: $(VENV)/.dev ## run the whole test suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev ## run the whole test suite, in WORKERS processes of one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.dev ## ruff, clang-format
 	$(BIN)/ruff check .
