@@ -119,7 +119,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_fault_is_found_and_can_be_mended(sound, case, monkeypatch):
-    monkeypatch.setattr("hiexp.agent.http_json.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("hiexp.agent.http_rules.time.sleep", lambda seconds: None)
     stages, name, status, words = CASES[case]
     check = pick(found(sound, **stages), name, status)
     assert words in check.text
