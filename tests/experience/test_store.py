@@ -388,7 +388,7 @@ def test_create_opens_what_is_there_where_that_is_asked_for(path):
         with HEK.create(path, encoder="hashing:64", exist_ok=True) as hek:
             hek.add([lesson(1)])
             assert len(hek) == 1
-    with pytest.raises(ValueError, match="hashing:32"):
+    with pytest.raises(ValueError, match="got 'hashing-v1-d32'"):
         HEK.create(path, encoder="hashing:32", exist_ok=True)
     path.write_bytes(b"no HEK")
     with pytest.raises(DataError):
