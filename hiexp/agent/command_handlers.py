@@ -89,11 +89,10 @@ def _dense_options(args: argparse.Namespace) -> dict[str, Any]:
     from hiexp.agent.index_folder import read_manifest
 
     given = {name: getattr(args, name) for name in ("encoder", "method", "effort") if getattr(args, name) is not None}
-    where = "--kind bm25" if args.index is None else str(args.index)
     kind = args.kind or ("bm25" if args.index is None else read_manifest(args.index)["settings"]["kind"])
     if given and kind != "dense":
         flags = ", ".join(f"--{name}" for name in given)
-        raise ValueError(f"{flags}: belongs to dense search (--kind dense), but {where} is searched by {kind}")
+        raise ValueError(f"{flags}: belongs to dense search, but {args.index or args.corpus} is searched by {kind}")
     if args.effort is not None and args.method not in DEFAULT_EFFORT:
         raise ValueError(f"--effort: belongs to --method {' and '.join(DEFAULT_EFFORT)}, got {args.method or 'exact'}")
     return given

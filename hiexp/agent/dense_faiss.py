@@ -94,7 +94,7 @@ def _saved(faiss: Any, folder: Path, vectors: ShardedVectors, kind: str) -> Any:
 
 @contextlib.contextmanager
 def _faiss_quiet() -> Iterator[None]:
-    """Nothing on stdout meanwhile: faiss prints where its lists lie from C, with no switch to turn that off."""
+    """Nothing on the process's stdout meanwhile: faiss prints where its lists lie from C, and has no switch for it."""
     flush = ctypes.CDLL(None).fflush
     sys.stdout.flush()
     flush(None)

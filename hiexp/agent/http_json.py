@@ -9,7 +9,7 @@ import urllib.parse
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hiexp.agent.http_pool import Connections, Reply
+from hiexp.agent.http_pool import Connections, Reply, Request
 from hiexp.agent.http_rules import (
     TRANSIENT,
     ServiceError,
@@ -73,18 +73,18 @@ class JsonClient:
             UnavailableError: no answer in all attempts.
             ServiceError: a status that will not pass (a redirect too), or an answer that is no JSON from its start.
         """
-        return self._ask("POST", "", json.dumps(body).encode("utf-8"))
+        return self._ask(Request("POST", "", json.dumps(body).encode("utf-8"), self._headers))
 
     def get(self, parameters: Mapping[str, str]) -> Any:
         """The JSON answer to a GET with a query string; errors as :meth:`post`."""
         encoded = urllib.parse.urlencode(parameters, errors="replace")  # a lone surrogate has no UTF-8 form
-        return self._ask("GET", encoded, None)
+        return self._ask(Request("GET", encoded, None, self._headers))
 
     def close(self) -> None:
         """Close the idle connections."""
         self._pool.close()
 
-    def _ask(self, method: str, query: str, data: bytes | None) -> Any:
+    def _ask(self, request: Request) -> Any:
         problem = ""
         for attempt in range(self.retries + 1):
             if self._before is not None:
@@ -94,7 +94,7 @@ class JsonClient:
                 self.retried += attempt > 0
             asked = None
             try:
-                reply = self._pool.send(method, query, data, self._headers, self.timeout_s)
+                reply = self._pool.send(request, self.timeout_s)
             except (OSError, http.client.HTTPException) as error:
                 problem = f"{type(error).__name__}: {error}"
             else:

@@ -29,6 +29,15 @@ class Reply(NamedTuple):
     body: bytes
 
 
+class Request(NamedTuple):
+    """What is sent; ``query`` is added to that of the URL."""
+
+    method: str
+    query: str
+    data: bytes | None
+    headers: Mapping[str, str]
+
+
 class Connections:
     """Connections to the server of one URL, used again and again; proxies of the environment are used.
 
@@ -45,8 +54,8 @@ class Connections:
         self._slots = threading.BoundedSemaphore(limit)
         self._lock = threading.Lock()
 
-    def send(self, method: str, query: str, data: bytes | None, headers: Mapping[str, str], timeout_s: float) -> Reply:
-        """One request, ``query`` added to the URL's own; it ends ``timeout_s`` after it got its connection.
+    def send(self, request: Request, timeout_s: float) -> Reply:
+        """The reply to ``request``, at most ``timeout_s`` after a place among the connections was free.
 
         A kept connection that the server has closed meanwhile is replaced at once. The limit covers connecting, headers
         and body; what it does not bound is the look-up of the host's name, and each address of a name gets it anew.
@@ -61,10 +70,10 @@ class Connections:
             try:
                 if kept is not None:
                     try:
-                        return self._exchange(kept, method, query, data, headers, deadline)
+                        return self._exchange(kept, request, deadline)
                     except _STALE:
                         pass
-                return self._exchange(self._connection(), method, query, data, headers, deadline)
+                return self._exchange(self._connection(), request, deadline)
             except TimeoutError as error:
                 raise TimeoutError(f"no complete answer in {timeout_s:g} s") from error
 
@@ -75,22 +84,15 @@ class Connections:
         for connection in idle:
             connection.close()
 
-    def _exchange(
-        self,
-        connection: http.client.HTTPConnection,
-        method: str,
-        query: str,
-        data: bytes | None,
-        headers: Mapping[str, str],
-        deadline: float,
-    ) -> Reply:
+    def _exchange(self, connection: http.client.HTTPConnection, request: Request, deadline: float) -> Reply:
         try:
             connection.response_class = _answers_until(deadline)
             connection.timeout = _left(deadline)
             if connection.sock is None:
                 connection.connect()
             connection.sock.settimeout(_left(deadline))
-            connection.request(method, self._target(query), data, {**self._forwarded(), **headers})
+            target, headers = self._target(request.query), {**self._forwarded(), **request.headers}
+            connection.request(request.method, target, request.data, headers)
             with connection.getresponse() as response:
                 known = {name.lower(): value for name, value in response.headers.items()}
                 reply, keep = Reply(response.status, known, _read(response)), not response.will_close

@@ -37,20 +37,21 @@ def _other_command(args: argparse.Namespace) -> list[Check]:
     from hiexp.rl.config_parse import build, read_yaml
 
     values = read_yaml(args.config, [])
-    keys, training, quickstart, evidence = (
-        set(values),
-        *({field.name for field in fields(kind)} for kind in (TrainConfig, QuickstartConfig, EvidenceConfig)),
-    )
-    if not keys & ((quickstart | evidence) - training):
+    keys = set(values) - _names(TrainConfig)
+    if not keys & (_names(QuickstartConfig) | _names(EvidenceConfig)):
         return []
     if args.set:
         raise ValueError(f"--set: expected a config of hiexp train with it, {args.config} is for another command")
     nothing = "it needs no model, data or server, so there is nothing else to check"
-    if keys & (evidence - quickstart):
+    if keys & (_names(EvidenceConfig) - _names(QuickstartConfig)):
         build(EvidenceConfig, values, args.config)
         return [Check("config", "ok", f"the settings of a study of hiexp evidence, readable; {nothing}")]
     QuickstartConfig.from_yaml(args.config)
     return [Check("config", "ok", f"for hiexp quickstart --config {args.config}, readable; {nothing}")]
+
+
+def _names(config: type[Any]) -> set[str]:
+    return {field.name for field in fields(config)}
 
 
 def check_config(config: TrainConfig, memory_gib: float | None = None, shards: int = 1) -> list[Check]:
@@ -79,12 +80,10 @@ def _refusals(config: TrainConfig, processes: int) -> list[Check]:
 
     A warning for a server without a folder for weights: that is enough for rollouts and evaluations.
     """
-    from hiexp.rl.make_engine import check_engine
     from hiexp.rl.setup import check_training
 
     try:
-        check_training(config)
-        check_engine(config, processes)
+        check_training(config, processes)
     except (ValueError, ImportError) as error:
         acts_only = config.rollout.server and config.model.context_length is not None and not config.rollout.weights_dir
         text, mend = f"hiexp train refuses this config: {error}", "mend the setting that is named"
@@ -128,7 +127,7 @@ def _model(
         shape, tokenizer = model_shape(config.model.path), load_tokenizer(config.model)
     except (ValueError, OSError, ImportError) as error:
         away = is_offline() and is_hub_model(config.model.path)
-        missing = f"{config.model.path}: not a folder here, not in the cache, and the hub does not answer"
+        missing = f"{config.model.path}: not a folder here, not in the cache, and the hub cannot be reached"
         text = missing if away and isinstance(error, OSError) else str(error).splitlines()[0]
         checks.append(Check("model", "error", text, "mend model.path, or fetch the model first"))
         return None

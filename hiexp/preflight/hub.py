@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hiexp.agent.http_pool import Connections
+from hiexp.agent.http_pool import Connections, Request
 from hiexp.agent.http_rules import check_url
 from hiexp.preflight.check import Check
 
@@ -82,7 +82,7 @@ def hub_answers() -> bool:
 
     def ask() -> None:
         with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
-            Connections(check_url("HF_ENDPOINT", _endpoint()), 1).send("HEAD", "", None, {}, _PATIENCE_S)
+            Connections(check_url("HF_ENDPOINT", _endpoint()), 1).send(Request("HEAD", "", None, {}), _PATIENCE_S)
             answered.set()
 
     thread = threading.Thread(target=ask, daemon=True)

@@ -57,6 +57,10 @@ def _corpus(tool: ToolConfig) -> Check:
     except (DataError, OSError) as error:
         return Check("search", "error", str(error), "passages have the columns id, title and text, or id and contents")
     size = Path(path).stat().st_size
+    needed = "bm25s" if kind == "bm25" else "sentence_transformers" if tool.encoder.startswith("st:") else None
+    if needed is not None and importlib.util.find_spec(needed) is None:
+        text = f"tool.kind {kind} needs the package {needed}, which is not installed"
+        return Check("search", "error", text, "pip install 'hiexp[train]'")
     # Its index is named by the hash of the file, so one of another corpus cannot be taken by mistake.
     text = f"{kind} over {path}: {gib(size)}, the first {len(rows):,} passages are readable"
     return Check("search", "ok", text if kind == "bm25" else f"{text}; {_index_size(tool, rows, size)}")

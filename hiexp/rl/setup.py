@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from hiexp.agent.tools import Document, Tool
 
 
-def check_training(config: TrainConfig) -> None:
+def check_training(config: TrainConfig, processes: int = 1) -> None:
     """Refuse what cannot be trained, as far as the config and the installed packages tell; the doctor asks the same.
+
+    ``processes``: how many there will be, as far as it is known.
 
     Raises:
         ValueError: an unknown tracker, or settings of the engine that contradict each other.
@@ -28,7 +30,7 @@ def check_training(config: TrainConfig) -> None:
     from hiexp.rl.make_engine import check_engine
     from hiexp.rl.trackers import check_trackers
 
-    check_engine(config)
+    check_engine(config, processes)
     needed = (("peft", "train", "model.lora_rank", config.model.lora_rank > 0),
               ("vllm", "vllm", "rollout.engine: vllm", config.rollout.engine == "vllm"))  # fmt: skip
     for package, extra, key, used in needed:

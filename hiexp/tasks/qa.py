@@ -187,8 +187,8 @@ def _dataset_rows(source: str, split: str | None) -> Iterator[tuple[str, int, di
     except Exception as error:  # datasets raises anything from OSError to its own classes; all mean the same to a user
         if isinstance(error, ConnectionError):
             raise DataError(
-                f"{source}: neither a local file or folder nor a data set in the cache of `datasets`, and the hub does "
-                "not answer"
+                f"{source}: neither a local file or folder nor a data set in the cache of `datasets`, and the hub "
+                "cannot be reached"
             ) from error
         reason = (str(error).strip().splitlines() or [""])[0]
         raise DataError(

@@ -303,14 +303,14 @@ def test_an_index_is_built_ahead_and_served(corpus, tmp_path, capsys):
     assert "--dtype: belongs to dense indexes" in capsys.readouterr().err
     assert main(["serve-retriever"]) == 2
     assert main(["serve-retriever", "--corpus", str(corpus), "--method", "ivf"]) == 2
-    assert "--method: belongs to dense search (--kind dense), but --kind bm25" in capsys.readouterr().err
+    assert f"--method: belongs to dense search, but {corpus} is searched by bm25" in capsys.readouterr().err
     assert main(["serve-retriever", "--index", out, "--effort", "3"]) == 2
     assert "--effort: belongs to --method ivf and hnsw, got exact" in capsys.readouterr().err
     bm25 = str(tmp_path / "bm25")
     assert main(["index", str(corpus), "--out", bm25, "--kind", "bm25"]) == 0
     for flag, value in (("--method", "exact"), ("--encoder", "hashing"), ("--effort", "3")):
         assert main(["serve-retriever", "--index", bm25, flag, value]) == 2
-        assert f"{flag}: belongs to dense search (--kind dense), but {bm25} is" in capsys.readouterr().err
+        assert f"{flag}: belongs to dense search, but {bm25} is searched by bm25" in capsys.readouterr().err
 
 
 def test_command_names_a_bad_corpus(tmp_path, capsys):

@@ -42,9 +42,9 @@ def test_a_hub_that_hangs_is_asked_once_and_briefly(http_server, monkeypatch, tm
     assert f"{server.url} does not answer" in away.text
     assert "HF_HUB_OFFLINE=1" in away.mend
     texts = {check.name: check.text for check in checks}
-    assert texts["model"] == "nobody/nothing: not a folder here, not in the cache, and the hub does not answer"
+    assert texts["model"] == "nobody/nothing: not a folder here, not in the cache, and the hub cannot be reached"
     assert texts["task.train"].startswith("nobody/questions:train.jsonl: neither a local file")
-    assert texts["task.train"].endswith("in the cache of `datasets`, and the hub does not answer")
+    assert texts["task.train"].endswith("in the cache of `datasets`, and the hub cannot be reached")
     assert constants.HF_HUB_OFFLINE is False
 
 
