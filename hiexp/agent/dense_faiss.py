@@ -69,9 +69,14 @@ class FaissSearcher:
         return [rank(self._vectors, q, rows[rows >= 0], top_k) for q, rows in zip(queries, found, strict=True)]
 
 
+def faiss_folder(folder: Path, kind: str) -> Path:
+    """Where the faiss files of ``kind`` lie in the index ``folder``."""
+    return folder / f"faiss_{kind}"
+
+
 def build_faiss(folder: Path, vectors: ShardedVectors, kind: str) -> Path:
     """Make the faiss file of ``kind`` in ``folder`` unless it is there; returns its directory. Says so before."""
-    target = folder / f"faiss_{kind}"
+    target = faiss_folder(folder, kind)
     if target.exists():
         return target
     faiss = require("faiss", "train", f"building an index of kind {kind!r}")

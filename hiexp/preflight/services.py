@@ -34,6 +34,11 @@ def tool_check(config: TrainConfig) -> Check:
         return Check("search", "ok", "none")
     if tool.kind in ("bm25", "dense") and tool.index is None:
         return _corpus(tool)
+    if tool.kind == "dense" and tool.index is not None and _unbuilt(tool):
+        text = f"{tool.index}: no part for tool.method {tool.method} yet; the run builds it there first"
+        return Check(
+            "search", "warn", text, f"build it ahead: hiexp index CORPUS --out {tool.index} --kind {tool.method}"
+        )
     from hiexp.rl.setup import make_tool
 
     try:
@@ -44,6 +49,14 @@ def tool_check(config: TrainConfig) -> Check:
         )
         return Check("search", "error", str(error), mend)
     return Check("search", "ok", f"{tool.kind} answers ({getattr(made, 'identity', made.name)})")
+
+
+def _unbuilt(tool: ToolConfig) -> bool:
+    """Whether opening the index would build in it, which the doctor does not."""
+    from hiexp.agent.dense_faiss import DEFAULT_EFFORT, faiss_folder
+
+    known = tool.method in DEFAULT_EFFORT and importlib.util.find_spec("faiss") is not None
+    return known and Path(str(tool.index)).is_dir() and not faiss_folder(Path(str(tool.index)), tool.method).exists()
 
 
 def _corpus(tool: ToolConfig) -> Check:

@@ -201,6 +201,19 @@ def test_files_of_other_commands_are_known(tmp_path, capsys):
     assert "unknown key modell; did you mean model?" in capsys.readouterr().err
 
 
+def test_an_index_without_its_faiss_part_is_left_as_it_is(sound, tmp_path):
+    pytest.importorskip("faiss")
+    out, corpus = tmp_path / "index", sound["tool"]["corpus"]
+    assert cli.main(["index", corpus, "--out", str(out), "--encoder", "hashing:16"]) == 0
+    before = sorted(path.name for path in out.iterdir())
+    tool = {"kind": "dense", "index": str(out), "encoder": "hashing:16"}
+    assert (
+        "no part for tool.method hnsw yet" in pick(found(sound, tool={**tool, "method": "hnsw"}), "search", "warn").text
+    )
+    assert "dense answers" in pick(found(sound, tool=tool), "search", "ok").text
+    assert sorted(path.name for path in out.iterdir()) == before
+
+
 def test_repeated_and_leaked_questions(sound, tmp_path):
     again = {"id": "t99", "question": "W0  w3", "golden_answers": ["w0"]}
     with open(tmp_path / "train.jsonl", "a") as stream:
