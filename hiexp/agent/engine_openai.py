@@ -7,19 +7,17 @@ those of the sampled tokens at temperature 1 unless the server was started with 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from hiexp.agent.background import Background
-from hiexp.agent.engine import EngineError, Generation, Sampling, check_prompts, check_turn, extend_rows
-from hiexp.agent.http_rules import ServiceError, UnavailableError
+from hiexp.agent.engine import Generation, Sampling, check_prompts
+from hiexp.agent.http_rules import ServiceError
 from hiexp.agent.openai_server import OpenAIServer
+from hiexp.agent.remote_session import RemoteSession
 from hiexp.agent.stopping import StopRule
-
-_MOMENT_S = 0.02  # a round of work of an engine that works elsewhere
 
 
 class OpenAIEngine:
@@ -59,64 +57,19 @@ class OpenAIEngine:
         return self._rules[key]
 
 
-class OpenAISession:
-    """Rows of one batch, see :class:`hiexp.agent.engine.Session`. ``tokens[i]``: row ``i`` so far, prompt included.
-
-    Every turn is a request of its own, ``server.concurrency`` at once, and is handed out as soon as it is answered.
-    """
+class OpenAISession(RemoteSession):
+    """Rows of one batch; see :class:`hiexp.agent.remote_session.RemoteSession`."""
 
     def __init__(self, engine: OpenAIEngine, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> None:
+        super().__init__(prompts, engine.context_length, engine.server.concurrency)
         self.engine = engine
-        self.tokens = [list(prompt) for prompt in prompts]
         self._seeds = [int(seed) for seed in seeds]
-        self._busy: set[int] = set()  # rows that generate or are released
-        self._requests: Background[Generation] = Background(engine.server.concurrency, "hiexp-openai")
-        self._failed: BaseException | None = None
 
-    def start(
-        self, rows: Sequence[int], max_new_tokens: Sequence[int], stop: Sequence[str], sampling: Sampling
-    ) -> None:
-        """Send one turn of each of ``rows``; limits are per row."""
-        check_turn(rows, max_new_tokens, self._busy, len(self.tokens))
-        rule = self.engine.stop_rule(stop)
-        for row, wanted in zip(rows, max_new_tokens, strict=True):
-            self._busy.add(row)
-            self._requests.submit(row, partial(self._turn, row, wanted, rule, sampling))
+    def speaker(self, stop: Sequence[str], sampling: Sampling) -> Callable[[int, int], Generation]:
+        """One request a turn, with the stop rule of ``stop`` compiled once."""
+        return partial(self._turn, self.engine.stop_rule(stop), sampling)
 
-    def finished(self, block: bool = True) -> list[tuple[int, Generation]]:
-        """Turns that were answered; with ``block=False`` it waits for an answer for a moment only.
-
-        Raises:
-            EngineError: the server did not answer in all attempts. ServiceError: it refuses the request for good, or
-                answers something else than its schema. Turns that were answered before come first.
-        """
-        if self._failed is not None:
-            raise self._failed
-        done: list[tuple[int, Generation]] = []
-        for row, generation, error in self._requests.collect(None if block else _MOMENT_S):
-            if generation is None:
-                self._failed = EngineError(str(error)) if isinstance(error, UnavailableError) else error
-                continue
-            self._busy.discard(row)
-            self.tokens[row].extend(generation.token_ids)
-            done.append((row, generation))
-        if self._failed is not None:
-            self._requests.close()
-            if not done:
-                raise self._failed
-        return done
-
-    def extend(self, rows: Sequence[int], token_ids: Sequence[Sequence[int]]) -> None:
-        """Append inserted tokens to the idle ``rows``."""
-        extend_rows(self.tokens, rows, token_ids, self.engine.context_length)
-
-    def release(self, rows: Sequence[int]) -> None:
-        """Forget the turns of ``rows``; requests that wait are not sent, answers on their way are dropped."""
-        for row in rows:
-            self._busy.add(row)
-            self._requests.drop(row)
-
-    def _turn(self, row: int, wanted: int, rule: StopRule, sampling: Sampling) -> Generation:
+    def _turn(self, rule: StopRule, sampling: Sampling, row: int, wanted: int) -> Generation:
         tokens = self.tokens[row]
         room = self.engine.context_length - len(tokens)
         limit = min(max(wanted, 0), room)
