@@ -11,7 +11,9 @@ from typing import Any
 
 from hiexp.agent.http_pool import Connections, Reply, Request
 from hiexp.agent.http_rules import (
+    REFUSALS,
     TRANSIENT,
+    RefusedError,
     ServiceError,
     UnavailableError,
     blot,
@@ -70,8 +72,8 @@ class JsonClient:
         """The JSON answer to a POST of ``body``.
 
         Raises:
-            UnavailableError: no answer in all attempts.
-            ServiceError: a status that will not pass (a redirect too), or an answer that is no JSON from its start.
+            UnavailableError: no answer in all attempts. RefusedError: status 400, 413 or 422.
+            ServiceError: another status that will not pass, a redirect, or an answer that is no JSON from its start.
         """
         return self._ask(Request("POST", "", json.dumps(body).encode("utf-8"), self._headers))
 
@@ -104,9 +106,9 @@ class JsonClient:
                     except (ValueError, RecursionError) as error:
                         problem = self._no_json(reply, error)
                 else:
-                    problem = f"status {reply.status}: {self._start_of(reply)}"
+                    problem = self._status(reply)
                     if reply.status not in TRANSIENT:
-                        raise self._error(ServiceError, problem)
+                        raise self._error(RefusedError if reply.status in REFUSALS else ServiceError, problem)
                 asked = retry_after(reply.headers.get("retry-after"))
             if attempt < self.retries:
                 wait(attempt, asked, self._jitter)
@@ -117,6 +119,15 @@ class JsonClient:
         if not reply.body.lstrip().startswith((b"{", b"[")):
             raise self._error(ServiceError, f"expected JSON, got {self._start_of(reply)}") from error
         return f"an answer that is not valid JSON: {self._start_of(reply)}"
+
+    def _status(self, reply: Reply) -> str:
+        target = reply.headers.get("location")
+        if 300 <= reply.status < 400 and target is not None:
+            return (
+                f"status {reply.status}: a redirect to {start_of(target.encode(), self._secrets)}, which is not "
+                "followed (request and key are meant for this server alone); mend the URL"
+            )
+        return f"status {reply.status}: {self._start_of(reply)}"
 
     def _start_of(self, reply: Reply) -> str:
         return start_of(reply.body, self._secrets)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
 
 TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
+REFUSALS = frozenset({400, 413, 422})
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 20.0
 _SHOWN = 200  # characters of an answer in a message
@@ -32,6 +33,10 @@ class ServiceError(OSError):
 
 class UnavailableError(ServiceError):
     """A server gave no answer in all attempts: it may come back."""
+
+
+class RefusedError(ServiceError):
+    """A server refuses what is in this very request (400, 413, 422): another one may pass."""
 
 
 def blot(text: str, secrets: Iterable[str] = ()) -> str:

@@ -11,7 +11,7 @@ import pytest
 from hiexp.agent import http_pool, http_rules
 from hiexp.agent.http_json import JsonClient, post_json
 from hiexp.agent.http_pool import parallel_map
-from hiexp.agent.http_rules import ServiceError
+from hiexp.agent.http_rules import RefusedError, ServiceError
 from hiexp.agent.http_tool import HttpTool
 from hiexp.agent.tools import call_tool
 
@@ -95,7 +95,10 @@ def test_passing_faults_are_tried_again_then_named(http_server, fault, words):
     [
         ((200, b"\xff\xfe"), ["expected JSON"]),
         ((401, b"who?"), ["status 401", "who?"]),
-        ((301, b"", {"Location": "http://elsewhere/"}), ["status 301"]),
+        (
+            (301, b"", {"Location": "http://elsewhere/"}),
+            ["status 301", "redirect to", "http://elsewhere/", "mend the URL"],
+        ),
     ],
 )
 def test_lasting_faults_are_named_at_once(http_server, fault, words):
@@ -105,6 +108,26 @@ def test_lasting_faults_are_named_at_once(http_server, fault, words):
     for word in [server.url, *words]:
         assert word in str(caught.value)
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_takes_nothing_to_another_server(http_server, status):
+    """Neither the key nor the body, and a POST never becomes a GET."""
+    other = http_server((200, {"ok": 1}))
+    server = http_server((status, b"", {"Location": f"{other.url}/?api_key=sk-1234567890"}))
+    with pytest.raises(ServiceError, match="not followed") as caught:
+        client(server, headers={"Authorization": "Bearer sk-1234567890"}).post({})
+    assert "1234567890" not in str(caught.value)
+    assert (len(server.requests), other.connections) == (1, 0)
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_refused_request_is_told_from_a_refused_client(http_server, status):
+    with pytest.raises(RefusedError, match=f"status {status}"):
+        client(http_server((status, {"error": "too long"}))).post({})
+    with pytest.raises(ServiceError) as caught:
+        client(http_server((403, {"error": "who?"}))).post({})
+    assert not isinstance(caught.value, RefusedError)
 
 
 @pytest.mark.parametrize(
