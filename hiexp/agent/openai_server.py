@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from hiexp.agent.http_json import post_json
-from hiexp.agent.http_rules import ServiceError, check_url
+from hiexp.agent.http_rules import RefusedError, ServiceError, check_url
 
+_CHAT = "/chat/completions"
 DEFAULT_URL = "http://127.0.0.1:8000/v1"  # where `vllm serve` listens
 
 
@@ -48,6 +49,7 @@ class OpenAIServer:
         self.concurrency, self.timeout_s, self.retries = concurrency, timeout_s, retries
         self.usage = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
         self._lock = threading.Lock()
+        self._chats = False  # whether a chat was ever answered
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """One request to ``path`` (``/completions``); the first choice's object, with its usage counted.
@@ -65,6 +67,41 @@ class OpenAIServer:
         self._count(reply.get("usage"))
         choice: dict[str, Any] = choices[0]
         return choice
+
+    def chat(self, body: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+        """One request to ``/chat/completions``: the first choice, and its text.
+
+        A message without text, as models give that decline or spend all tokens on thoughts, has that of its ``refusal``
+        or none.
+
+        Raises:
+            RefusedError: the server takes such requests, but not these messages. ServiceError: as :meth:`post`, or it
+                takes no request with these settings.
+        """
+        try:
+            choice = self.post(_CHAT, body)
+        except RefusedError as error:
+            if not self._takes(body):
+                raise ServiceError(str(error)) from error
+            raise
+        self._chats = True
+        message = choice.get("message")
+        text = message.get("content") if isinstance(message, dict) else message
+        if isinstance(message, dict) and text is None:
+            text = message.get("refusal") or ""
+        if not isinstance(text, str):
+            raise ServiceError(f"{self.url}{_CHAT}: expected a message with text, got {message!r:.200}")
+        return choice, text
+
+    def _takes(self, body: Mapping[str, Any]) -> bool:
+        """Whether the settings of ``body`` are answered with harmless messages; asked only while nothing else was."""
+        if not self._chats:
+            try:
+                self.post(_CHAT, {**body, "messages": [{"role": "user", "content": "Say yes."}]})
+            except RefusedError:
+                return False
+            self._chats = True
+        return True
 
     def headers(self) -> dict[str, str]:
         """The header that carries the key, if there is one."""
@@ -106,7 +143,11 @@ class OpenAIChat:
         self.server, self.max_tokens, self.temperature = server, max_tokens, temperature
 
     def __call__(self, prompts: Sequence[str]) -> list[str]:
-        """One reply per prompt, in order."""
+        """One reply per prompt, in order.
+
+        A prompt that the model or its provider declines has a reply too, which no caller can use: what was said
+        instead, or nothing. The replies to the others are not lost with it.
+        """
         return self.server.map(self._reply, prompts)
 
     @property
@@ -120,10 +161,7 @@ class OpenAIChat:
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
         }
-        message = self.server.post("/chat/completions", body).get("message")
-        content = message.get("content") if isinstance(message, dict) else None
-        if not isinstance(content, str):
-            raise ServiceError(
-                f"{self.server.url}/chat/completions: expected a message with text, got {message!r:.200}"
-            )
-        return content
+        try:
+            return self.server.chat(body)[1]
+        except RefusedError as error:
+            return f"(no reply: {error})"

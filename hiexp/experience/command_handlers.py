@@ -55,10 +55,15 @@ def distill_command(args: argparse.Namespace) -> int:
                 tally = replace(meter.read(), lessons=new, duplicates=len(lessons) - new, rejected=len(rejected))
                 add_to_ledger(hek, args.reflector, tally)
 
-        report = distill(
-            groups, reflector, include_uniform=args.include_uniform, done=_done(hek, groups), save=save,
-            limit=args.limit,
-        )  # fmt: skip
+        try:
+            report = distill(
+                groups, reflector, include_uniform=args.include_uniform, done=_done(hek, groups), save=save,
+                limit=args.limit,
+            )  # fmt: skip
+        finally:  # what a batch cost that ended in an error is paid as well
+            unsaved = meter.read()
+            if unsaved.requests:
+                add_to_ledger(hek, args.reflector, unsaved)
         hek.calibrate_search((one.question, query) for group in groups for one in group for query in one.queries())
         print(report)
         _print_stored(hek, len(hek) - before)

@@ -153,6 +153,58 @@ def test_key_is_sent_and_never_shown(serve, monkeypatch):
     assert "secret-123" not in repr(vars(client))
 
 
+def test_a_key_that_the_server_repeats_is_blotted_out(http_server, fast_tokenizer, monkeypatch):
+    monkeypatch.setenv("HIEXP_TEST_KEY", "secret-123")
+    server = http_server(lambda request: (401, {"you sent": request.headers["authorization"], "pad": "x" * 300}))
+    client = OpenAIServer("tiny", f"{server.url}/v1", key_variable="HIEXP_TEST_KEY")
+    session = OpenAIEngine(client, fast_tokenizer, 40).open([[5]], [0])
+    for ask in (lambda: generate(session, [0], [4], (), Sampling()), lambda: OpenAIChat(client)(["hello"])):
+        with pytest.raises(ServiceError, match="401") as caught:
+            ask()
+        assert "you sent" in str(caught.value)
+        assert "secret" not in str(caught.value)
+
+
+def declines(refusal):
+    """A chat server that answers in capitals, but prompts with "bad" by ``refusal``."""
+
+    def answer(path, body):
+        text = body["messages"][0]["content"]
+        if "bad" in text:
+            return refusal
+        return 200, {"choices": [{"message": {"content": text.upper()}}], "usage": USAGE}
+
+    return answer
+
+
+USAGE = {"prompt_tokens": 2, "completion_tokens": 1}
+EMPTY = (200, {"choices": [{"message": {"content": None}}], "usage": USAGE})
+SPOKEN = (200, {"choices": [{"message": {"content": None, "refusal": "I cannot help."}}], "usage": USAGE})
+TOO_LONG = (400, {"error": {"message": "maximum context length"}})
+
+
+@pytest.mark.parametrize(
+    ("refusal", "said", "asked", "counted"),
+    [(EMPTY, "", 3, 3), (SPOKEN, "I cannot help.", 3, 3), (TOO_LONG, "maximum context length", 3, 2)],
+)
+def test_a_declined_prompt_costs_no_other_reply(serve, refusal, said, asked, counted):
+    server, client = serve(declines(refusal), concurrency=1)
+    one, bad, two = OpenAIChat(client)(["one", "bad", "two"])
+    assert (one, two) == ("ONE", "TWO")
+    assert said in bad
+    assert len(server.requests) == asked
+    assert client.usage == {"requests": counted, "prompt_tokens": 2 * counted, "completion_tokens": counted}
+
+
+def test_settings_that_a_server_refuses_are_told_from_a_declined_prompt(serve):
+    """Where nothing was answered yet a harmless prompt decides, once."""
+    server, client = serve(declines(TOO_LONG), concurrency=1)
+    assert "status 400" in OpenAIChat(client)(["bad"])[0]
+    assert [request.json()["messages"][0]["content"] for request in server.requests] == ["bad", "Say yes."]
+    OpenAIChat(client)(["bad"])
+    assert len(server.requests) == 3
+
+
 def test_chat_replies_keep_their_order_and_survive_busy_servers(serve):
     busy = iter([True, True, False])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from hiexp.experience import command_handlers
 from hiexp.experience.commands import register
+from hiexp.experience.ledger import read_ledger
 from hiexp.experience.store import HEK
 from hiexp.io import DataError, write_jsonl
 
@@ -149,6 +151,70 @@ def test_replies_that_cannot_be_used_are_stored(
     asked = len(prompts)
     assert run("distill", *logs, "--out", path, "--reflector", "llm:somewhere") == 0
     assert len(prompts) == asked  # a rejected reply is not asked for again
+
+
+LESSON = {
+    "type": "query", "title": "where a painter was born", "tags": [], "thinking": "",
+    "description": "search for the birthplace , not for the residence",
+}  # fmt: skip
+
+
+def teacher(http_server: Any, monkeypatch: pytest.MonkeyPatch, answer: Any) -> Any:
+    """A chat server that knows a lesson; ``answer`` says what prompts about Cato Stein get, from their request."""
+
+    def reply(request: Any) -> Any:
+        if "Cato Stein" in request.json()["messages"][0]["content"]:
+            return answer(request)
+        choices = [{"message": {"content": json.dumps(LESSON)}}]
+        return 200, {"choices": choices, "usage": {"prompt_tokens": 10, "completion_tokens": 3}}
+
+    server = http_server(reply)
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
+    return server
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_teacher_that_declines_a_question_blocks_nothing(
+    tmp_path: Path, logs: list[str], http_server: Any, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """Nothing, or an error of this item alone: asked three times in all, then kept as a reply without use."""
+    usage = {"prompt_tokens": 10, "completion_tokens": 0}
+    declined = {"choices": [{"message": {"content": None}}], "usage": usage} if status == 200 else {"error": "policy"}
+    server = teacher(http_server, monkeypatch, lambda request: (status, declined))
+    path = str(tmp_path / "hek.sqlite")
+    for _ in range(2):
+        assert run("distill", *logs, "--out", path, "--reflector", "openai:big") == 0
+        with HEK.open(path) as stored:
+            (lesson,), (kept,) = list(stored), stored.quarantined()
+            tally = read_ledger(stored)["openai:big"]
+        assert len(lesson.qa_groups) == 4  # equal lessons are one entry
+        assert kept["kind"] == "reply"
+        others = sum(b"Cato Stein" not in request.body for request in server.requests)
+        assert len(server.requests) == others + 3
+        paid = others + (3 if status == 200 else 0)
+        assert (tally.requests, tally.prompt_tokens, tally.completion_tokens) == (paid, 10 * paid, 3 * others)
+
+
+def test_what_a_failed_batch_cost_is_counted(
+    tmp_path: Path, logs: list[str], http_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = threading.Semaphore(0)
+
+    def denied(request: Any) -> Any:
+        for _ in range(4):
+            assert others.acquire(timeout=60)
+        return 401, {"error": "no credit left"}
+
+    server = teacher(http_server, monkeypatch, denied)
+    (known,) = server.replies
+    server.replies = (
+        lambda request: (others.release() if b"Cato Stein" not in request.body else None, known(request))[1],
+    )
+    path = str(tmp_path / "hek.sqlite")
+    with pytest.raises(OSError, match="no credit left"):
+        run("distill", *logs, "--out", path, "--reflector", "openai:big")
+    with HEK.open(path) as stored:
+        assert read_ledger(stored)["openai:big"].prompt_tokens == 40
 
 
 def test_build_query_explain(hek: str, capsys: pytest.CaptureFixture[str]) -> None:
