@@ -28,10 +28,12 @@ _UNUSED = ("run", "algorithm", "credit", "alarms", "evaluation")
 def rollout_command(args: argparse.Namespace) -> int:
     """``hiexp rollout``."""
     from hiexp.experience.ledger import Prices
+    from hiexp.rl.make_engine import check_logprobs
 
     prices = None if args.price is None else Prices(*args.price)
     check_counts({"--k": args.k, "--shard-questions": args.shard_questions, "--limit": args.limit})
     config = config_of(args, "train")
+    check_logprobs(config, "hiexp rollout")
     k = config.rollout.group_size if args.k is None else args.k
     from hiexp.rl.setup import make_task
     from hiexp.tasks.qa import load_questions

@@ -94,6 +94,8 @@ def _conditions(config: TrainConfig, snapshot: Snapshot | None, corpus_id: str |
     """What the numbers depend on."""
     return {
         "hiexp": hiexp.__version__, "model": config.model.path, "server": config.rollout.server or None,
+        "server_api": config.rollout.server_api if config.rollout.server else None,
+        "logprobs": config.rollout.server_api != "chat",
         "dialect": config.rollout.dialect, "scorer": config.task.scorer, "tool": config.tool.kind,
         "corpus": config.tool.corpus or config.tool.url, "corpus_id": corpus_id, "top_k": config.tool.top_k,
         "max_turns": config.rollout.max_turns, "samples": samples, "temperature": config.evaluation.temperature,

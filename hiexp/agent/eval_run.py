@@ -90,11 +90,11 @@ class Evaluator:
         todo = [row for row, identifier in zip(rows, ids, strict=True) if identifier not in store.kept]
         actor = ArmActor(self.engine, self.tool, self.config, ARMS[name].style)
         agent = actor.agent(Sampling(self.config.evaluation.temperature, 1.0))
-        begin = time.perf_counter()
+        begin, before = time.perf_counter(), self._usage()
         for rollout in track(self._answers(agent, one, todo, snapshot), f"{one.name}, {ARMS[name].title}", len(todo)):
-            end = time.perf_counter()
-            store.add([rollout], end - begin)
-            begin = end
+            end, now = time.perf_counter(), self._usage()
+            store.add([rollout], end - begin, {key: now[key] - before[key] for key in now})
+            begin, before = end, now
         rollouts = [store.kept[identifier] for identifier in ids]
         # Scored here and not when they came: kept rollouts follow the scorer of today.
         questions = [one.questions[place] for place, _ in rows]
@@ -102,7 +102,11 @@ class Evaluator:
         rewards = score_rollouts(rollouts, questions, one.task, metric, one.config.malformed_reward)
         check_rewards(rewards, rollouts, "zero")
         self._let_judge(rollouts, questions)
-        return Arm(rollouts, rewards, self.samples, store.seconds)
+        return Arm(rollouts, rewards, self.samples, store.seconds, store.usage)
+
+    def _usage(self) -> dict[str, int]:
+        """What a server that alone knows its tokens has counted so far."""
+        return dict(getattr(self.engine, "usage", {}))
 
     def _answers(
         self, agent: SearchAgent, one: EvalSet, rows: Sequence[tuple[int, int]], snapshot: Snapshot | None
@@ -167,6 +171,11 @@ def _told(arm: Arm, values: Values) -> dict[str, Any]:
     result: dict[str, Any] = dict(summarise(rollouts, arm.rewards))
     result["sampled_tokens"] = mean([sum(rollout.loss_mask) for rollout in rollouts])
     result["tokens"] = mean([len(rollout.token_ids) for rollout in rollouts])
+    if arm.usage:
+        # The ids of such an engine are not the model's tokens; the server counted those.
+        spent = dict(arm.usage)
+        answers, known = spent.pop("answers"), not spent["requests_without_usage"]
+        result |= {**spent, "tokens": None, "sampled_tokens": spent["completion_tokens"] / answers if known else None}
     result["failed_searches"] = sum(call.status in ("error", "timeout") for one in rollouts for call in one.tool_calls)
     result["seconds"] = arm.seconds
     intervals = {name: bootstrap_interval(scores) for name, scores in values.items()}

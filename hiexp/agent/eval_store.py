@@ -9,6 +9,7 @@ questions or more samples per question may be asked for later.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,32 +52,35 @@ class RolloutStore:
     """Finished rollouts of one arm on one data set; without a path they are in memory only.
 
     Attributes:
-        kept: rollouts by id. seconds: wall time spent on them, earlier runs included.
+        kept: rollouts by id. seconds, usage: wall time, and requests and tokens of a server that counts them, spent on
+            them, earlier runs included.
     """
 
     def __init__(self, path: Path | None, questions: Sequence[Question]) -> None:
         self._path = path
         self.kept: dict[str, Rollout] = {}
-        self.seconds = 0.0
+        self.seconds, self.usage = 0.0, Counter[str]()
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         self._timing = path.with_suffix(".seconds.json")
         if self._timing.is_file():
-            self.seconds = float(json.loads(self._timing.read_text(encoding="utf-8"))["seconds"])
+            spent = json.loads(self._timing.read_text(encoding="utf-8"))
+            self.seconds, self.usage = float(spent["seconds"]), Counter(spent.get("usage", {}))
         if path.is_file():
             texts = {question.id: question.text for question in questions}
             for line, row in read_jsonl(path, torn_tail=True):
                 self._keep(_rollout(path, line, row, texts))
 
-    def add(self, rollouts: Sequence[Rollout], seconds: float) -> None:
-        """Keep finished rollouts, on the disk before this returns."""
+    def add(self, rollouts: Sequence[Rollout], seconds: float, usage: Mapping[str, int]) -> None:
+        """Keep finished rollouts and what they took, on the disk before this returns."""
         for rollout in rollouts:
             self._keep(rollout)
         self.seconds += seconds
+        self.usage.update({**usage, "answers": len(rollouts)} if usage else {})
         if self._path is not None:
             append_jsonl(self._path, [rollout.to_json() for rollout in rollouts])
-            atomic_write(self._timing, json.dumps({"seconds": self.seconds}) + "\n")
+            atomic_write(self._timing, json.dumps({"seconds": self.seconds, "usage": self.usage}) + "\n")
 
     def _keep(self, rollout: Rollout) -> None:
         self.kept[rollout.rollout_id] = rollout

@@ -53,8 +53,9 @@ def statement(result: Mapping[str, Any]) -> str:
         else f"; judge {judge['model']} ({judge['failures']} answers without a verdict count as wrong)"
     )
     hek = f"; HEK snapshot {result['snapshot_id'][:16]}" if result["snapshot_id"] else ""
+    chat = "" if result.get("logprobs", True) else "; chat API: no log-probs, tokens as the server counts them"
     return (
-        f"{result['model']}; dialect {result['dialect']}; {corpus}; {result['samples']} answer(s) a question at "
+        f"{result['model']}{chat}; dialect {result['dialect']}; {corpus}; {result['samples']} answer(s) a question at "
         f"temperature {result['temperature']:g}, seed {result['seed']}{hek}{judged}; "
         "95 % bootstrap intervals over questions"
     )

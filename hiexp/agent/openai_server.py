@@ -14,6 +14,7 @@ from typing import Any
 from hiexp.agent.http_json import post_json
 from hiexp.agent.http_rules import RefusedError, ServiceError, check_url
 
+_COUNTS = ("prompt_tokens", "completion_tokens")
 _CHAT = "/chat/completions"
 DEFAULT_URL = "http://127.0.0.1:8000/v1"  # where `vllm serve` listens
 
@@ -28,7 +29,8 @@ class OpenAIServer:
         concurrency: requests in flight at once.
         timeout_s: seconds for one request. retries: see :func:`hiexp.agent.http_json.JsonClient`.
 
-    ``usage`` counts requests, prompt tokens and completion tokens as the server reports them.
+    ``usage`` counts requests, prompt tokens and completion tokens as the server reports them; ``unmetered`` the
+    requests whose tokens it did not report.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class OpenAIServer:
         self.model, self.key_variable = model, key_variable
         self.concurrency, self.timeout_s, self.retries = concurrency, timeout_s, retries
         self.usage = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
+        self.unmetered = 0
         self._lock = threading.Lock()
         self._chats = False  # whether a chat was ever answered
 
@@ -111,9 +114,10 @@ class OpenAIServer:
     def _count(self, usage: Any) -> None:
         with self._lock:
             self.usage["requests"] += 1
-            for key in ("prompt_tokens", "completion_tokens"):
-                value = usage.get(key) if isinstance(usage, dict) else None
-                self.usage[key] += value if isinstance(value, int) else 0
+            counts = [usage.get(key) if isinstance(usage, dict) else None for key in _COUNTS]
+            self.unmetered += not all(isinstance(count, int) for count in counts)
+            for key, count in zip(_COUNTS, counts, strict=True):
+                self.usage[key] += count if isinstance(count, int) else 0
 
     def map(self, ask: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         """``ask`` of every item, ``concurrency`` at a time, results in order; the first error is raised at the end.

@@ -318,3 +318,13 @@ def get_dialect(name: str | Dialect) -> Dialect:
     if name not in DIALECTS:
         raise ValueError(f"dialect: expected one of {sorted(DIALECTS)}, got {name!r}")
     return DIALECTS[name]
+
+
+_OPENINGS = {
+    closing: opening for dialect in DIALECTS.values() for opening, closing in (dialect.query_tags, dialect.answer_tags)
+}
+
+
+def opening_tag(closing: str) -> str:
+    """The tag that ``closing`` closes: as a dialect above has it, ``<x>`` for ``</x>``, empty where there is none."""
+    return _OPENINGS.get(closing) or (f"<{closing[2:]}" if closing.startswith("</") else "")

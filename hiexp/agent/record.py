@@ -66,7 +66,8 @@ class Rollout:
         question_id: id of the question; rollouts of one question and step form a group.
         token_ids: every token, prompt included, exactly as sampled or inserted; length L.
         loss_mask: length L, 1 exactly on sampled tokens.
-        logprobs: length L, the engine's log-probability at temperature of sampled tokens, 0.0 elsewhere.
+        logprobs: length L, the engine's log-probability at temperature of sampled tokens, 0.0 elsewhere;
+            NaN where the engine has none (a chat API).
         spans: tile [0, L).
         injections: experiences shown. Empty for control rollouts.
         dropped: experiences that were retrieved and then left out by experience dropout; their spans are empty.
@@ -105,8 +106,8 @@ class Rollout:
     dropped: list[Injection] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dict; :meth:`from_json` is its inverse."""
-        return asdict(self)
+        """A JSON-ready dict; :meth:`from_json` is its inverse. JSON has no NaN: it becomes null."""
+        return asdict(self) | {"logprobs": [None if value != value else value for value in self.logprobs]}
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Rollout:
@@ -116,5 +117,6 @@ class Rollout:
         row["injections"] = [Injection(**injection) for injection in row["injections"]]
         row["dropped"] = [Injection(**injection) for injection in row.get("dropped", [])]
         row["tool_calls"] = [ToolCall(**call) for call in row["tool_calls"]]
+        row["logprobs"] = [float("nan") if value is None else value for value in row["logprobs"]]
         row["steps"] = [(kind, text) for kind, text in row["steps"]]
         return cls(**row)

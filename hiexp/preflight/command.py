@@ -78,14 +78,17 @@ def check_config(config: TrainConfig, memory_gib: float | None = None, shards: i
 def _refusals(config: TrainConfig, processes: int) -> list[Check]:
     """What ``hiexp train`` refuses before it loads anything, by the same functions.
 
-    A warning for a server without a folder for weights: that is enough for rollouts and evaluations.
+    A warning for a server without a folder for weights or with the chat API: it is enough for evaluations.
     """
     from hiexp.rl.setup import check_training
 
     try:
         check_training(config, processes)
     except (ValueError, ImportError) as error:
-        acts_only = config.rollout.server and config.model.context_length is not None and not config.rollout.weights_dir
+        rollout = config.rollout
+        acts_only = rollout.server_api == "chat" or (
+            rollout.server and config.model.context_length is not None and not rollout.weights_dir
+        )
         text, mend = f"hiexp train refuses this config: {error}", "mend the setting that is named"
         return [Check("settings", "warn" if acts_only else "error", text, mend)]
     return []
@@ -122,6 +125,9 @@ def _model(
     from hiexp.preflight.memory import checkpoint_bytes, estimate, model_shape
     from hiexp.rl.model import load_tokenizer, quiet_transformers
 
+    if config.rollout.server_api == "chat":
+        checks.append(Check("model", "ok", "behind a chat API: neither its weights nor its tokenizer are needed"))
+        return None
     quiet_transformers()
     try:
         shape, tokenizer = model_shape(config.model.path), load_tokenizer(config.model)

@@ -94,7 +94,7 @@ def _index_size(tool: ToolConfig, rows: Sequence[Document], size: int) -> str:
 
 
 def server_checks(config: TrainConfig) -> list[Check]:
-    """Whether ``rollout.server`` samples tokens."""
+    """Whether ``rollout.server`` samples tokens, or chats."""
     if not config.rollout.server:
         return []
     from hiexp.agent.openai_server import OpenAIServer
@@ -102,9 +102,13 @@ def server_checks(config: TrainConfig) -> list[Check]:
     model = config.rollout.server_model or config.model.path
     try:
         server = OpenAIServer(model, config.rollout.server, timeout_s=30.0, retries=0)
-        server.post("/completions", {"prompt": [1], "max_tokens": 1})
+        if config.rollout.server_api == "chat":
+            server.chat({"messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 16})
+        else:
+            server.post("/completions", {"prompt": [1], "max_tokens": 1})
     except (ValueError, OSError) as error:
-        return [Check("server", "error", str(error), f"start it (vllm serve {model}), or mend rollout.server")]
+        mend = f"start it (vllm serve {model}), or mend rollout.server, rollout.server_api or OPENAI_API_KEY"
+        return [Check("server", "error", str(error), mend)]
     return [Check("server", "ok", f"{model} answers at {config.rollout.server}")]
 
 

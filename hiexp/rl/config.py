@@ -192,6 +192,9 @@ class RolloutConfig:
     server: str = ""
     """Base URL of an OpenAI-compatible server that samples instead of this process (``vllm serve``); the key comes from
     OPENAI_API_KEY. Training with it needs ``weights_dir``."""
+    server_api: Literal["completions", "chat"] = "completions"
+    """``completions`` takes and gives token ids, as ``vllm serve`` does. ``chat`` is the API of hosted models, for
+    ``hiexp eval`` alone: it has no log-probs, and every limit but ``max_new_tokens`` counts four bytes as a token."""
     server_model: str = ""
     """The model's name on the server; empty takes ``model.path``, which is where the tokenizer comes from."""
     weights_dir: str = ""
@@ -390,6 +393,8 @@ class TrainConfig:
             )
         if self.rollout.server and self.rollout.engine == "vllm":
             raise ValueError("rollout.engine: expected transformers (unused) with rollout.server, got 'vllm'")
+        if self.rollout.server_api == "chat" and not self.rollout.server:
+            raise ValueError("rollout.server: expected the base URL of an API with rollout.server_api chat, got ''")
         unknown = set(self.experience.start_levels) - {"E1", "E2", "E3"}
         if unknown:
             raise ValueError(f"experience.start_levels: expected levels among E1, E2, E3; got {sorted(unknown)}")

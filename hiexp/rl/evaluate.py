@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,12 +33,16 @@ def evaluation_batches(task: Task, limit: int) -> list[TaskBatch]:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """Rollouts of one way to answer, question by question, ``samples`` of each; rewards (N,); wall time."""
+    """Rollouts of one way to answer, question by question, ``samples`` of each; rewards (N,); wall time.
+
+    ``usage``: requests and tokens of a server whose tokens are not those of the rollouts (a chat API), else empty.
+    """
 
     rollouts: list[Rollout]
     rewards: np.ndarray[Any, Any]
     samples: int
     seconds: float
+    usage: Mapping[str, int] = field(default_factory=dict)
 
     def by_question(self) -> dict[str, np.ndarray[Any, Any]]:
         """Every score as (questions, samples)."""

@@ -12,15 +12,22 @@ from hiexp.rl.config import TrainConfig
 if TYPE_CHECKING:
     from hiexp.agent.engine import Engine
     from hiexp.agent.engine_openai import OpenAIEngine
+    from hiexp.agent.openai_server import OpenAIServer
     from hiexp.rl.weight_sync import Replica
 
 
 def make_engine(config: TrainConfig) -> Engine:
     """The engine of ``rollout.server`` or ``rollout.engine`` with the weights of ``model.path``.
 
+    That of a chat API needs nothing of the model but its name on the server.
+
     Raises:
         ValueError, OSError, DataError, ImportError: see :func:`hiexp.rl.model.load_policy`; EngineError: vLLM fails.
     """
+    if config.rollout.server_api == "chat":
+        from hiexp.agent.engine_chat import ChatEngine
+
+        return ChatEngine(_server(config))
     from hiexp.rl.model import load_policy, load_tokenizer, model_source, resolve_device
 
     if config.rollout.server:
@@ -38,11 +45,15 @@ def make_engine(config: TrainConfig) -> Engine:
 def server_engine(config: TrainConfig, tokenizer: Any) -> OpenAIEngine:
     """The engine behind ``rollout.server``."""
     from hiexp.agent.engine_openai import OpenAIEngine
-    from hiexp.agent.openai_server import OpenAIServer
 
     context = _server_context(config)
-    server = OpenAIServer(config.rollout.server_model or config.model.path, config.rollout.server)
-    return OpenAIEngine(server, tokenizer, context)
+    return OpenAIEngine(_server(config), tokenizer, context)
+
+
+def _server(config: TrainConfig) -> OpenAIServer:
+    from hiexp.agent.openai_server import OpenAIServer
+
+    return OpenAIServer(config.rollout.server_model or config.model.path, config.rollout.server)
 
 
 def _server_context(config: TrainConfig) -> int:
@@ -51,13 +62,28 @@ def _server_context(config: TrainConfig) -> int:
     return config.model.context_length
 
 
+def check_logprobs(config: TrainConfig, command: str) -> None:
+    """Refuse an engine without log-probs where ``command`` records them.
+
+    Raises:
+        ValueError: ``rollout.server_api`` is chat.
+    """
+    if config.rollout.server_api == "chat":
+        raise ValueError(
+            f"rollout.server_api: expected completions for {command}: a chat API gives no log-probs; chat is for "
+            "hiexp eval, whose --out keeps rollouts that hiexp distill reads"
+        )
+
+
 def check_engine(config: TrainConfig, processes: int = 1) -> None:
     """Refuse settings of the engine under which nothing can be trained.
 
     Raises:
         ValueError: the engine would sample from other weights, or at another temperature, than the trainer scores with;
-            a server without a folder for weights or a limit of tokens; an engine that needs one process, in several.
+            a server without a folder for weights or a limit of tokens, or with the chat API; an engine that needs one
+            process, in several.
     """
+    check_logprobs(config, "training")
     server, vllm = bool(config.rollout.server), config.rollout.engine == "vllm" and not config.rollout.server
     if (server or vllm) and config.model.lora_rank > 0:
         raise ValueError(

@@ -55,6 +55,10 @@ def test_settings_that_contradict_each_other_are_refused(tiny_run, tmp_path):
         config(tiny_run, tmp_path, server=URL, engine="vllm")
     with pytest.raises(ValueError, match=r"rollout\.weights_dir: expected a folder in training"):
         GRPOTrainer(config(tiny_run, tmp_path, server=URL))
+    with pytest.raises(ValueError, match=r"rollout\.server_api: expected completions for training: .* no log-probs"):
+        GRPOTrainer(config(tiny_run, tmp_path, server=URL, server_api="chat", weights_dir="w"))
+    with pytest.raises(ValueError, match=r"rollout\.server: expected the base URL"):
+        config(tiny_run, tmp_path, server_api="chat")
     with pytest.raises(ValueError, match=r"model\.context_length"):
         make_engine(config(tiny_run, tmp_path, context=None, server=URL))
 
