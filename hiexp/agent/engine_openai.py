@@ -7,6 +7,7 @@ those of the sampled tokens at temperature 1 unless the server was started with 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -27,12 +28,14 @@ class OpenAIEngine:
         server: a server of text completions over token ids.
         tokenizer: the model's own tokenizer, Hugging Face's interface.
         context_length: limit of prompt plus response in tokens, as the server was started with.
+        vocabulary: how many token ids the model knows, where these are more than the tokenizer's (padding).
     """
 
-    def __init__(self, server: OpenAIServer, tokenizer: Any, context_length: int) -> None:
+    def __init__(self, server: OpenAIServer, tokenizer: Any, context_length: int, vocabulary: int = 0) -> None:
         if context_length < 2:
             raise ValueError(f"context_length: expected at least 2, got {context_length}")
         self.server, self.tokenizer, self.context_length = server, tokenizer, context_length
+        self.vocabulary = max(vocabulary, len(tokenizer))
         self._rules: dict[tuple[str, ...], StopRule] = {}
 
     def open(
@@ -98,18 +101,21 @@ class OpenAISession(RemoteSession):
         token_ids, given = choice.get("token_ids"), choice.get("logprobs")
         logprobs = given.get("token_logprobs") if isinstance(given, dict) else None
         if not isinstance(token_ids, list) or not isinstance(logprobs, list) or len(logprobs) != len(token_ids):
-            raise ServiceError(
-                f"{self.engine.server.url}/completions: expected token_ids and as many token_logprobs (vLLM 0.10.2 or "
-                f"newer gives them), got {str({key: choice.get(key) for key in ('token_ids', 'logprobs')})[:200]}"
-            )
+            found = {key: choice.get(key) for key in ("token_ids", "logprobs")}
+            raise self._wrong("token_ids and as many token_logprobs (vLLM 0.10.2 or newer gives them)", found)
         if len(token_ids) > limit:
-            raise ServiceError(
-                f"{self.engine.server.url}/completions: expected at most {limit} tokens, got {len(token_ids)}"
-            )
-        values = [float("nan") if value is None else float(value) for value in logprobs]
-        if not np.isfinite(values).all():
-            raise ServiceError(f"{self.engine.server.url}/completions: expected finite log-probabilities")
-        return token_ids, values
+            raise self._wrong(f"at most {limit} tokens", len(token_ids))
+        size = self.engine.vocabulary
+        for token in token_ids:
+            if type(token) is not int or not 0 <= token < size:
+                raise self._wrong(f"token_ids from 0 to {size - 1} (is it the model of this tokenizer?)", token)
+        for value in logprobs:
+            if type(value) not in (int, float) or not abs(value) < math.inf:
+                raise self._wrong("finite log-probabilities as numbers", value)
+        return token_ids, [float(value) for value in logprobs]
+
+    def _wrong(self, expected: str, got: Any) -> ServiceError:
+        return ServiceError(f"{self.engine.server.url}/completions: expected {expected}, got {got!r:.200}")
 
 
 def _seed(seed: int, length: int) -> int:

@@ -53,7 +53,7 @@ def hub_names(config: TrainConfig) -> list[str]:
     from hiexp.tasks.qa import is_hub_source, split_sources
 
     model, task, tool = config.model.path, config.task, config.tool
-    found = [model] if is_hub_model(model) else []
+    found = [model] if is_hub_model(model) and config.rollout.server_api != "chat" else []
     for source in (task.train, task.evaluation):
         found += [name for name, _ in split_sources(source) if source and is_hub_source(name)]
     encoder = tool.encoder.removeprefix("st:").partition("?")[0]

@@ -42,12 +42,12 @@ def make_engine(config: TrainConfig) -> Engine:
     return TransformersEngine(model, tokenizer, resolve_device(config.model.device), config.model.context_length)
 
 
-def server_engine(config: TrainConfig, tokenizer: Any) -> OpenAIEngine:
-    """The engine behind ``rollout.server``."""
+def server_engine(config: TrainConfig, tokenizer: Any, vocabulary: int = 0) -> OpenAIEngine:
+    """The engine behind ``rollout.server``; ``vocabulary`` as for :class:`hiexp.agent.engine_openai.OpenAIEngine`."""
     from hiexp.agent.engine_openai import OpenAIEngine
 
     context = _server_context(config)
-    return OpenAIEngine(_server(config), tokenizer, context)
+    return OpenAIEngine(_server(config), tokenizer, context, vocabulary)
 
 
 def _server(config: TrainConfig) -> OpenAIServer:
@@ -116,7 +116,7 @@ def training_engine(config: TrainConfig, model: Any, tokenizer: Any) -> tuple[En
     if config.rollout.server:
         from hiexp.rl.weight_sync import ServerReplica
 
-        remote = server_engine(config, tokenizer)
+        remote = server_engine(config, tokenizer, getattr(model.config, "vocab_size", 0))
         return remote, ServerReplica(remote.server, config.rollout.weights_dir, model.config)
     if config.rollout.engine == "vllm":
         from hiexp.agent.engine_vllm import VllmEngine

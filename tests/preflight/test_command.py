@@ -153,6 +153,20 @@ def test_train_refuses_what_the_doctor_says_it_refuses(sound, case):
         GRPOTrainer(TrainConfig.from_dict(config))
 
 
+def test_a_chat_api_needs_no_model_here(sound, http_server):
+    choices = [{"message": {"content": "yes"}}]
+    server = http_server((200, {"choices": choices}), (401, {"error": "who?"}))
+    sound["model"] = {"path": "big-model"}
+    sound["rollout"] |= {"server": f"{server.url}/v1", "server_api": "chat"}
+    checks = found(sound)
+    assert "rollout.server_api: expected completions for training" in pick(checks, "settings", "warn").text
+    assert "chat API" in pick(checks, "model", "ok").text
+    assert "big-model answers" in pick(checks, "server", "ok").text
+    assert not {"memory", "hub"} & {check.name for check in checks}
+    assert server.requests[0].path == "/v1/chat/completions"
+    assert "status 401" in pick(found(sound), "server", "error").text
+
+
 def test_processes_that_share_a_run_are_refused_as_in_training(sound):
     sound["rollout"]["staleness"] = 1
     assert "settings" not in [check.name for check in check_config(TrainConfig.from_dict(sound))]
