@@ -268,8 +268,7 @@ def _limits(summary: Summary) -> list[str]:
         f"{len(summary['seeds'])} seed(s): intervals are wide, and none is corrected for the number of comparisons.",
         f"Test rollouts that were shown a line with their own answer: {int(leaks)}.",
         f"F1 and CEM differ from EM by at most {_metric_gap(summary):.3f} in any test: answers are one word.",
-        "The store is frozen, so false promotions and retirements do not occur; the coverage of the intervals is not "
-        "measured, and no feature of the question shows in the retrieved article alone.",
+        "Not measured: coverage of the intervals, false promotions and retirements (the store is frozen).",
         "A tiny policy in a generated world, warm-started to read lessons: mechanisms, not any real model's accuracy.",
     ]
 
