@@ -72,12 +72,28 @@ def __getattr__(name: str) -> Any:
 
 def _load_core() -> Any:
     try:
-        return importlib.import_module("hiexp._core")
+        core = importlib.import_module("hiexp._core")
     except ModuleNotFoundError as error:
         raise ImportError(
             f"the compiled module hiexp._core is not in {__path__[0]}; if this is a source checkout that shadows an "
             "installed wheel, run from another folder or install editable: pip install -e ."
         ) from error
+    built = getattr(core, "version", None)
+    if built != __version__:
+        globals().pop("_core", None)  # or the next use would find it unchecked
+        raise ImportError(f"hiexp._core is of version {built}, its Python files of {__version__}; {_REBUILD}")
+    # Signature for signature it cannot be checked; what a newer Python file asks for in vain is the usual sign.
+    core.__dict__["__getattr__"] = _missing_in_core
+    return core
+
+
+_REBUILD = "rebuild it: pip install -e . in a checkout, else pip install --force-reinstall --no-deps hiexp"
+
+
+def _missing_in_core(name: str) -> Any:
+    if name.startswith("__"):  # what Python itself looks for
+        raise AttributeError(f"module 'hiexp._core' has no attribute {name!r}")
+    raise ImportError(f"hiexp._core has no {name!r}: it was built before the Python files beside it; {_REBUILD}")
 
 
 def __dir__() -> list[str]:

@@ -35,6 +35,36 @@ def test_public_names_resolve_and_are_documented(name):
     assert name in dir(hiexp)
 
 
+def test_an_extension_older_than_the_python_files_is_named():
+    """One that lacks a function, and one of another version; both in the words of an ImportError, at every use."""
+    lacking = """
+import hiexp._core, hiexp
+del hiexp._core.linkage, hiexp.__dict__["_core"]
+for _ in range(2):
+    try:
+        hiexp.linkage([[0.0], [1.0]], "ward")
+    except ImportError as error:
+        print(error)
+print(hasattr(hiexp._core, "__wrapped__"))
+"""
+    first, second, wrapped = run_fresh(lacking).splitlines()
+    assert first == second
+    assert first.startswith("hiexp._core has no 'linkage': it was built before the Python files beside it; rebuild it")
+    assert wrapped == "False"
+    other = """
+import hiexp
+hiexp.__version__ = "99"
+for _ in range(2):
+    try:
+        from hiexp import _core
+    except ImportError as error:
+        print(error)
+"""
+    first, second = run_fresh(other).splitlines()
+    assert first == second
+    assert first.startswith(f"hiexp._core is of version {hiexp.__version__}, its Python files of 99; rebuild it: pip")
+
+
 def test_unknown_name():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         hiexp.nothing  # noqa: B018

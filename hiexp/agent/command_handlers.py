@@ -76,12 +76,26 @@ def serve_command(args: argparse.Namespace) -> int:
 def _served_tool(args: argparse.Namespace) -> Any:
     from hiexp.agent.search_tools import open_index, search_corpus
 
-    dense = {"encoder": args.encoder, "device": args.device, "method": args.method, "effort": args.effort}
+    dense = _dense_options(args)
     if args.index is not None:
-        return open_index(args.index, corpus=args.corpus, kind=args.kind, **dense)
-    if args.kind != "dense" and (args.encoder or args.effort or args.method != "exact"):
-        raise ValueError("--encoder, --method, --effort: belong to dense search, expected --kind dense with them")
-    return search_corpus(args.corpus, kind=args.kind or "bm25", cache_dir=args.cache_dir, **dense)
+        return open_index(args.index, corpus=args.corpus, kind=args.kind, device=args.device, **dense)
+    kind = args.kind or "bm25"
+    return search_corpus(args.corpus, kind=kind, cache_dir=args.cache_dir, device=args.device, **dense)
+
+
+def _dense_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that only dense search has, as they were given; ValueError where they would have no effect."""
+    from hiexp.agent.dense_faiss import DEFAULT_EFFORT
+    from hiexp.agent.index_folder import read_manifest
+
+    given = {name: getattr(args, name) for name in ("encoder", "method", "effort") if getattr(args, name) is not None}
+    kind = args.kind or ("bm25" if args.index is None else read_manifest(args.index)["settings"]["kind"])
+    if given and kind != "dense":
+        flags = ", ".join(f"--{name}" for name in given)
+        raise ValueError(f"{flags}: belongs to dense search, but {args.index or args.corpus} is searched by {kind}")
+    if args.effort is not None and args.method not in DEFAULT_EFFORT:
+        raise ValueError(f"--effort: belongs to --method {' and '.join(DEFAULT_EFFORT)}, got {args.method or 'exact'}")
+    return given
 
 
 def _settings(config: TrainConfig, k: int, shard_questions: int, snapshot: Snapshot | None) -> dict[str, Any]:

@@ -49,7 +49,9 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--kind", choices=("bm25", "dense"), help="search method (default: the index's, else bm25)")
     parser.add_argument("--encoder", metavar="SPEC", help="of dense search: hashing or st:PATH_OR_NAME")
     parser.add_argument(
-        "--method", choices=("exact", "flat", "ivf", "hnsw"), default="exact", help="of dense search (default: exact)"
+        "--method",
+        choices=("exact", "flat", "ivf", "hnsw"),
+        help="of dense search (default: exact); ivf and hnsw are built in the index where they are missing",
     )
     parser.add_argument("--effort", type=int, metavar="N", help="of ivf (lists searched, 64) and hnsw (128)")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="of the encoder and faiss (cpu)")

@@ -140,9 +140,12 @@ def _print_contents(result: Mapping[str, Any]) -> None:
 
 
 def _total(reflectors: Mapping[str, Mapping[str, float]], key: str) -> str:
-    """A sum over the reflectors of one HEK; ``-`` where none was counted."""
+    """A sum over the reflectors of one HEK; ``-`` where none was counted, or a model was asked at unknown prices."""
     if not reflectors:
         return "-"
+    if key == "cost":
+        costs = [one[key] for one in reflectors.values() if one["requests"]]  # the others cost nothing
+        return f"{sum(costs):,.4f}" if costs and all(costs) else "-"
     if key == "tokens":
         sums = [int(sum(one[name] for one in reflectors.values())) for name in ("prompt_tokens", "completion_tokens")]
         return f"{sums[0]:,} / {sums[1]:,}"

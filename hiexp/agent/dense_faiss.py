@@ -7,7 +7,11 @@ stay on disk, memory-mapped, so it serves corpora larger than memory; HNSW and f
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +69,14 @@ class FaissSearcher:
         return [rank(self._vectors, q, rows[rows >= 0], top_k) for q, rows in zip(queries, found, strict=True)]
 
 
+def faiss_folder(folder: Path, kind: str) -> Path:
+    """Where the faiss files of ``kind`` lie in the index ``folder``."""
+    return folder / f"faiss_{kind}"
+
+
 def build_faiss(folder: Path, vectors: ShardedVectors, kind: str) -> Path:
-    """Make the faiss file of ``kind`` in ``folder`` unless it is there; returns its directory."""
-    target = folder / f"faiss_{kind}"
+    """Make the faiss file of ``kind`` in ``folder`` unless it is there; returns its directory. Says so before."""
+    target = faiss_folder(folder, kind)
     if target.exists():
         return target
     faiss = require("faiss", "train", f"building an index of kind {kind!r}")
@@ -75,6 +84,7 @@ def build_faiss(folder: Path, vectors: ShardedVectors, kind: str) -> Path:
     part.mkdir(exist_ok=True)
     with build_lock(part, target):
         if not target.exists():
+            print(f"{target}: building it for {len(vectors):,} passages; it stays there", file=sys.stderr)
             (_build_ivf if kind == "ivf" else _build_hnsw)(faiss, part, vectors)
             fsync_tree(part)
             os.rename(part, target)
@@ -83,7 +93,25 @@ def build_faiss(folder: Path, vectors: ShardedVectors, kind: str) -> Path:
 
 def _saved(faiss: Any, folder: Path, vectors: ShardedVectors, kind: str) -> Any:
     file = build_faiss(folder, vectors, kind) / "index.faiss"
-    return faiss.read_index(str(file), faiss.IO_FLAG_ONDISK_SAME_DIR if kind == "ivf" else 0)
+    with _faiss_quiet():
+        return faiss.read_index(str(file), faiss.IO_FLAG_ONDISK_SAME_DIR if kind == "ivf" else 0)
+
+
+@contextlib.contextmanager
+def _faiss_quiet() -> Iterator[None]:
+    """Nothing on the process's stdout meanwhile: faiss prints where its lists lie from C, and has no switch for it."""
+    flush = ctypes.CDLL(None).fflush
+    sys.stdout.flush()
+    flush(None)
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _flat(faiss: Any, vectors: ShardedVectors) -> Any:
@@ -124,7 +152,8 @@ def _build_ivf(faiss: Any, part: Path, vectors: ShardedVectors) -> None:
             index.add_with_ids(block, np.arange(start + first, start + first + len(block)))
         _write(faiss, index, files[-1])
     merged = faiss.read_index(str(centres))
-    merge_ondisk(merged, [str(file) for file in files], str(part / "lists.ivfdata"))
+    with _faiss_quiet():
+        merge_ondisk(merged, [str(file) for file in files], str(part / "lists.ivfdata"))
     _write(faiss, merged, part / "index.faiss")
     for file in (*files, centres):
         file.unlink()

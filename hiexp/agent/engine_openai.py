@@ -15,7 +15,7 @@ import numpy as np
 
 from hiexp.agent.background import Background
 from hiexp.agent.engine import EngineError, Generation, Sampling, check_prompts, check_turn, extend_rows
-from hiexp.agent.http_json import ServiceError, UnavailableError
+from hiexp.agent.http_rules import ServiceError, UnavailableError
 from hiexp.agent.openai_server import OpenAIServer
 from hiexp.agent.stopping import StopRule
 

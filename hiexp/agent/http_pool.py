@@ -1,95 +1,81 @@
-"""JSON over kept-open HTTP connections, a bounded number at once: the client behind search tools on other machines.
-
-Differs from http_json.py (one connection a call, for language-model servers) in that connections are used again, GET is
-possible, secrets are blotted out of messages, and a server that drips its answer is cut off at the time limit.
-"""
+"""Kept-open HTTP connections to one URL, a bounded number at once, and a time limit that no slow answer outlasts."""
 
 from __future__ import annotations
 
+import base64
 import http.client
-import json
+import io
 import queue
+import socket
 import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from email.utils import parsedate_to_datetime
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
-
-from hiexp.agent.http_json import ServiceError, check_url, start_of
 
 T = TypeVar("T")
 R = TypeVar("R")
-_TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
-_FIRST_PAUSE_S = 0.2
-_LONGEST_PAUSE_S = 20.0
 _MAX_REPLY_BYTES = 64 << 20
 _READ_BYTES = 1 << 16
 _STALE = (http.client.RemoteDisconnected, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 
 
 class Reply(NamedTuple):
-    """What came over the wire, whole."""
+    """What came over the wire, whole; ``headers`` by their names in small letters."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
 
-class JsonClient:
-    """Requests to one URL.
+class Request(NamedTuple):
+    """What is sent; ``query`` is added to that of the URL."""
+
+    method: str
+    query: str
+    data: bytes | None
+    headers: Mapping[str, str]
+
+
+class Connections:
+    """Connections to the server of one URL, used again and again; proxies of the environment are used.
 
     Args:
-        url: http(s); proxies of the environment are used.
-        timeout_s: seconds for one attempt, from connecting to the last byte.
-        retries: further attempts after 408, 429, 5xx, a time-out or a broken connection, after 0.2 s, 0.4 s, … or what
-            ``Retry-After`` (seconds or a date) says, at most 20 s each.
-        connections: most requests under way at once; further callers wait.
-        headers: sent with every request, never part of a message.
-        secrets: words that are blotted out wherever a server repeats them.
-        before: called before every attempt, for rate limits; what it raises ends the request.
-
-    Attributes:
-        requests: attempts made so far. retried: how many of them repeated a failed one.
-
-    Raises:
-        ValueError: ``url`` is no http(s) URL.
+        parts: an http(s) URL, see :func:`hiexp.agent.http_rules.check_url`.
+        limit: most requests under way at once; further callers wait.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        timeout_s: float,
-        retries: int,
-        connections: int,
-        headers: Mapping[str, str] | None = None,
-        secrets: Sequence[str] = (),
-        before: Callable[[], None] | None = None,
-    ) -> None:
-        self.url = url
-        self._parts = check_url("url", url)
-        self.timeout_s, self.retries, self.connections = timeout_s, retries, connections
-        self._headers = {"Content-Type": "application/json", "Accept": "application/json", **(headers or {})}
-        self._secrets, self._before = [word for word in secrets if word], before
+    def __init__(self, parts: urllib.parse.SplitResult, limit: int) -> None:
+        self._parts, host = parts, parts.hostname or ""
+        proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(parts.scheme)
+        self._proxy = None if proxy is None else urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
         self._free: list[http.client.HTTPConnection] = []
-        self._slots = threading.BoundedSemaphore(connections)
+        self._slots = threading.BoundedSemaphore(limit)
         self._lock = threading.Lock()
-        self.requests = self.retried = 0
 
-    def post(self, body: Mapping[str, Any]) -> Any:
-        """The JSON answer to a POST of ``body``.
+    def send(self, request: Request, timeout_s: float) -> Reply:
+        """The reply to ``request``, at most ``timeout_s`` after a place among the connections was free.
+
+        A kept connection that the server has closed meanwhile is replaced at once. The limit covers connecting, headers
+        and body; what it does not bound is the look-up of the host's name, and each address of a name gets it anew.
 
         Raises:
-            ServiceError: another status than 200, no answer in all attempts, or one that is no JSON from its start.
+            OSError, http.client.HTTPException: the connection or the answer broke; TimeoutError after ``timeout_s``.
         """
-        return self._ask("POST", "", json.dumps(body).encode("utf-8"))
-
-    def get(self, parameters: Mapping[str, str]) -> Any:
-        """The JSON answer to a GET with a query string; errors as :meth:`post`."""
-        encoded = urllib.parse.urlencode(parameters, errors="replace")  # a lone surrogate has no UTF-8 form
-        return self._ask("GET", "?" + encoded, None)
+        with self._slots:
+            with self._lock:
+                kept = self._free.pop() if self._free else None
+            deadline = time.monotonic() + timeout_s
+            try:
+                if kept is not None:
+                    try:
+                        return self._exchange(kept, request, deadline)
+                    except _STALE:
+                        pass
+                return self._exchange(self._connection(), request, deadline)
+            except TimeoutError as error:
+                raise TimeoutError(f"no complete answer in {timeout_s:g} s") from error
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -98,63 +84,18 @@ class JsonClient:
         for connection in idle:
             connection.close()
 
-    def _ask(self, method: str, query: str, data: bytes | None) -> Any:
-        problem = ""
-        for attempt in range(self.retries + 1):
-            if self._before is not None:
-                self._before()
-            with self._lock:
-                self.requests += 1
-                self.retried += attempt > 0
-            wait = None
-            try:
-                reply = self._send(method, query, data)
-            except (OSError, http.client.HTTPException) as error:
-                problem = f"{type(error).__name__}: {error}"
-            else:
-                if reply.status == 200:
-                    try:
-                        return json.loads(reply.body)
-                    except (ValueError, RecursionError) as error:
-                        # A body that breaks off may come whole next time; a page of HTML never was JSON.
-                        if not reply.body.lstrip().startswith((b"{", b"[")):
-                            raise ServiceError(
-                                self._clean(f"{self.url}: expected JSON, got {start_of(reply.body)}")
-                            ) from error
-                        problem = f"an answer that is not valid JSON: {start_of(reply.body)}"
-                else:
-                    problem = f"status {reply.status}: {start_of(reply.body)}"
-                wait = _retry_after(_header(reply.headers, "retry-after"))
-                if reply.status != 200 and reply.status not in _TRANSIENT:
-                    raise ServiceError(self._clean(f"{self.url}: {problem}"))
-            if attempt < self.retries:
-                time.sleep(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt if wait is None else wait))
-        raise ServiceError(self._clean(f"{self.url}: no answer in {self.retries + 1} attempts, last {problem}"))
-
-    def _clean(self, text: str) -> str:
-        for word in self._secrets:
-            text = text.replace(word, "***")
-        return text
-
-    def _send(self, method: str, query: str, data: bytes | None) -> Reply:
-        """One attempt; a kept connection that the server has closed meanwhile is replaced at once."""
-        with self._slots:
-            with self._lock:
-                connection = self._free.pop() if self._free else None
-            if connection is not None:
-                try:
-                    return self._exchange(connection, method, query, data)
-                except _STALE:
-                    pass
-            return self._exchange(_connect(self._parts, self.timeout_s), method, query, data)
-
-    def _exchange(self, connection: http.client.HTTPConnection, method: str, query: str, data: bytes | None) -> Reply:
-        deadline = time.monotonic() + self.timeout_s
+    def _exchange(self, connection: http.client.HTTPConnection, request: Request, deadline: float) -> Reply:
         try:
-            connection.request(method, _target(self._parts, connection) + query, data, self._headers)
+            connection.response_class = _answers_until(deadline)
+            connection.timeout = _left(deadline)
+            if connection.sock is None:
+                connection.connect()
+            connection.sock.settimeout(_left(deadline))
+            target, headers = self._target(request.query), {**self._forwarded(), **request.headers}
+            connection.request(request.method, target, request.data, headers)
             with connection.getresponse() as response:
-                reply = Reply(response.status, dict(response.headers.items()), _read(response, deadline))
-                keep = not response.will_close
+                known = {name.lower(): value for name, value in response.headers.items()}
+                reply, keep = Reply(response.status, known, _read(response)), not response.will_close
         except BaseException:
             connection.close()
             raise
@@ -164,6 +105,29 @@ class JsonClient:
         else:
             connection.close()
         return reply
+
+    def _connection(self) -> http.client.HTTPConnection:
+        kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
+        host = self._parts.hostname or ""
+        if self._proxy is None:
+            return kind(host, self._parts.port)
+        connection = kind(self._proxy.hostname or "", self._proxy.port)
+        if kind is http.client.HTTPSConnection:
+            connection.set_tunnel(host, self._parts.port, _credentials(self._proxy))
+        return connection
+
+    @property
+    def _plain_proxy(self) -> urllib.parse.SplitResult | None:
+        """The proxy that reads the requests themselves; through others they go as through a tunnel."""
+        return self._proxy if self._parts.scheme == "http" else None
+
+    def _forwarded(self) -> dict[str, str]:
+        return _credentials(self._plain_proxy) if self._plain_proxy is not None else {}
+
+    def _target(self, query: str) -> str:
+        whole = "&".join(filter(None, (self._parts.query, query)))
+        target = (self._parts.path or "/") + (f"?{whole}" if whole else "")
+        return target if self._plain_proxy is None else f"http://{self._parts.netloc.rpartition('@')[2]}{target}"
 
 
 def parallel_map(function: Callable[[T], R], items: Iterable[T], workers: int) -> list[R]:
@@ -201,48 +165,56 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], workers: int) -
     return results
 
 
-def _connect(parts: urllib.parse.SplitResult, timeout_s: float) -> http.client.HTTPConnection:
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    host = parts.hostname or ""
-    proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(parts.scheme)
-    if proxy is None:
-        return kind(host, parts.port, timeout=timeout_s)
-    through = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    connection = kind(through.hostname or "", through.port, timeout=timeout_s)
-    if parts.scheme == "https":
-        connection.set_tunnel(host, parts.port)
-    return connection
+class _Timed(io.RawIOBase):
+    """What a socket receives until a deadline; its own time-out would begin anew at every byte."""
+
+    def __init__(self, connected: socket.socket, raw: io.RawIOBase, deadline: float) -> None:
+        self._socket, self._raw, self._deadline = connected, raw, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._socket.settimeout(_left(self._deadline))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
-def _target(parts: urllib.parse.SplitResult, connection: http.client.HTTPConnection) -> str:
-    direct = parts.scheme == "https" or connection.host == parts.hostname
-    return (parts.path or "/") if direct else f"{parts.scheme}://{parts.netloc}{parts.path}"
+def _answers_until(deadline: float) -> type[http.client.HTTPResponse]:
+    class Answer(http.client.HTTPResponse):
+        def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+            super().__init__(sock, *args, **options)
+            self.fp = io.BufferedReader(_Timed(sock, self.fp.detach(), deadline))
+
+    return Answer
 
 
-def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
-    """The whole body, or an error when it is late or too long; a socket's own time-out begins anew at every byte."""
+def _left(deadline: float) -> float:
+    """Seconds until ``deadline``, above 0: a socket takes 0 for "never wait"."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _credentials(proxy: urllib.parse.SplitResult) -> dict[str, str]:
+    if proxy.username is None:
+        return {}
+    user = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    """The whole body, or an error when it breaks off or is too long."""
     blocks, size = [], 0
     while block := response.read1(_READ_BYTES):
         blocks.append(block)
         size += len(block)
         if size > _MAX_REPLY_BYTES:
             raise http.client.HTTPException(f"an answer of more than {_MAX_REPLY_BYTES} bytes")
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"the answer was not complete in time, {size} bytes had come")
     if response.length:
         raise http.client.IncompleteRead(b"".join(blocks), response.length)
     return b"".join(blocks)
-
-
-def _header(headers: Mapping[str, str], name: str) -> str | None:
-    return next((value for key, value in headers.items() if key.lower() == name), None)
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds that a ``Retry-After`` header asks for, a number or a date; None where it says neither."""
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None

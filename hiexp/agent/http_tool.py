@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from hiexp.agent.corpus import is_blank
-from hiexp.agent.http_json import ServiceError, check_url
-from hiexp.agent.http_pool import JsonClient, parallel_map
+from hiexp.agent.http_json import JsonClient
+from hiexp.agent.http_pool import parallel_map
+from hiexp.agent.http_rules import ServiceError, check_url
 from hiexp.agent.tools import Document
 
 _BATCH = 64  # queries in one request: a long batch is shared among connections

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from hiexp.agent.http_json import ServiceError, check_url, post_json
+from hiexp.agent.http_json import post_json
+from hiexp.agent.http_rules import ServiceError, check_url
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"  # where `vllm serve` listens
 
@@ -24,7 +25,7 @@ class OpenAIServer:
         url: base URL, ending in ``/v1``; None takes ``OPENAI_BASE_URL``, else a local server.
         key_variable: environment variable that holds the key; unset means no key.
         concurrency: requests in flight at once.
-        timeout_s: seconds for one request. retries: see :func:`hiexp.agent.http_json.post_json`.
+        timeout_s: seconds for one request. retries: see :func:`hiexp.agent.http_json.JsonClient`.
 
     ``usage`` counts requests, prompt tokens and completion tokens as the server reports them.
     """

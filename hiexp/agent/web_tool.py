@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hiexp.agent.corpus import is_blank
-from hiexp.agent.http_json import ServiceError
-from hiexp.agent.http_pool import JsonClient, parallel_map
+from hiexp.agent.http_json import JsonClient
+from hiexp.agent.http_pool import parallel_map
+from hiexp.agent.http_rules import ServiceError
 from hiexp.agent.tools import Document
 
 _MAX_RESULTS = 100  # Serper's limit for one call
@@ -87,7 +88,6 @@ class WebTool:
             retries=retries,
             connections=connections,
             headers=headers,
-            secrets=list(headers.values()),
             before=self._permit,
         )
         self.identity = f"web:{provider}:{self.client.url}"

@@ -47,12 +47,17 @@ class HEK:
 
     @classmethod
     def create(
-        cls, path: str | Path, encoder: str | Encoder = "hashing", calibrate: Sequence[str] | None = None
+        cls,
+        path: str | Path,
+        encoder: str | Encoder = "hashing",
+        calibrate: Sequence[str] | None = None,
+        *,
+        exist_ok: bool = False,
     ) -> HEK:
         """Make an empty HEK and open it for writing.
 
         Args:
-            path: must not exist.
+            path: must not exist, unless ``exist_ok``: then a HEK there with this very encoder is opened as it is.
             encoder: a spec (see :func:`~hiexp.experience.encoder.make_encoder`) or an encoder; fixed for ever.
             calibrate: titles or questions of the domain to calibrate the thresholds on. None starts from built-in
                 reference questions; :meth:`build_hierarchy` recalibrates on its own titles once there are 50.
@@ -61,6 +66,8 @@ class HEK:
             ValueError: the file exists, an unknown encoder, or fewer than two distinct texts. DataError: not writable.
         """
         built = make_encoder(encoder)
+        if exist_ok and Path(path).exists():
+            return cls.open(path, "w", encoder=built)
         calibration = calibration_module.calibrate(built, calibrate)
         meta = {
             "encoder_id": built.id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from hiexp.preflight.check import Check, as_json, as_text, gib
@@ -17,9 +18,40 @@ def doctor_config(args: argparse.Namespace) -> int:
     """``hiexp doctor CONFIG``; 1 where a check ended in an error."""
     from hiexp.rl.config import TrainConfig
 
-    checks = check_config(TrainConfig.from_yaml(args.config, args.set), args.memory, args.shards)
+    checks = _other_command(args)
+    if not checks:
+        checks = check_config(TrainConfig.from_yaml(args.config, args.set), args.memory, args.shards)
     print(as_json(checks) if args.json else as_text(checks))
     return int(any(check.status == "error" for check in checks))
+
+
+def _other_command(args: argparse.Namespace) -> list[Check]:
+    """One check of a file that is for another command than ``hiexp train``; none of any other file.
+
+    Raises:
+        DataError, ValueError, TypeError: such a file that its command would refuse, or ``--set`` with it.
+    """
+    from hiexp.evidence.config import EvidenceConfig
+    from hiexp.quickstart.config import QuickstartConfig
+    from hiexp.rl.config import TrainConfig
+    from hiexp.rl.config_parse import build, read_yaml
+
+    values = read_yaml(args.config, [])
+    keys = set(values) - _names(TrainConfig)
+    if not keys & (_names(QuickstartConfig) | _names(EvidenceConfig)):
+        return []
+    if args.set:
+        raise ValueError(f"--set: expected a config of hiexp train with it, {args.config} is for another command")
+    nothing = "it needs no model, data or server, so there is nothing else to check"
+    if keys & (_names(EvidenceConfig) - _names(QuickstartConfig)):
+        build(EvidenceConfig, values, args.config)
+        return [Check("config", "ok", f"the settings of a study of hiexp evidence, readable; {nothing}")]
+    QuickstartConfig.from_yaml(args.config)
+    return [Check("config", "ok", f"for hiexp quickstart --config {args.config}, readable; {nothing}")]
+
+
+def _names(config: type[Any]) -> set[str]:
+    return {field.name for field in fields(config)}
 
 
 def check_config(config: TrainConfig, memory_gib: float | None = None, shards: int = 1) -> list[Check]:
@@ -29,15 +61,41 @@ def check_config(config: TrainConfig, memory_gib: float | None = None, shards: i
         memory_gib: memory of the device to compare the estimate with; None takes this machine's.
         shards: processes over which the model is spread.
     """
-    from hiexp.preflight.data import epoch_check, leak_checks, read_hek, read_questions, share_check
-    from hiexp.preflight.services import directory_checks, plugin_checks, server_checks, tool_check
+    from hiexp.preflight.hub import bounded_hub
+    from hiexp.preflight.services import plugin_checks, server_checks
     from hiexp.preflight.settings import setting_checks
     from hiexp.rl.model import resolve_device
 
     device = resolve_device(config.model.device).type
     if memory_gib is not None and config.model.device != "cpu":
         device = "cuda"  # the machine that is asked about has a GPU, whatever this one has
-    checks = setting_checks(config, device)
+    checks = [*_refusals(config, shards), *setting_checks(config, device)]
+    with bounded_hub(config, checks):
+        _check_parts(config, device, (memory_gib, shards), checks)
+    return [*checks, *server_checks(config), *plugin_checks()]
+
+
+def _refusals(config: TrainConfig, processes: int) -> list[Check]:
+    """What ``hiexp train`` refuses before it loads anything, by the same functions.
+
+    A warning for a server without a folder for weights: that is enough for rollouts and evaluations.
+    """
+    from hiexp.rl.setup import check_training
+
+    try:
+        check_training(config, processes)
+    except (ValueError, ImportError) as error:
+        acts_only = config.rollout.server and config.model.context_length is not None and not config.rollout.weights_dir
+        text, mend = f"hiexp train refuses this config: {error}", "mend the setting that is named"
+        return [Check("settings", "warn" if acts_only else "error", text, mend)]
+    return []
+
+
+def _check_parts(config: TrainConfig, device: str, machine: tuple[float | None, int], checks: list[Check]) -> None:
+    """Questions, experience, model, search tool and directory; what was found goes to ``checks``."""
+    from hiexp.preflight.data import epoch_check, leak_checks, read_hek, read_questions, share_check
+    from hiexp.preflight.services import directory_checks, tool_check
+
     training = read_questions(config, "train", checks)
     evaluation = read_questions(config, "evaluation", checks)
     if training:
@@ -46,10 +104,8 @@ def check_config(config: TrainConfig, memory_gib: float | None = None, shards: i
     shared = share_check(config, snapshot)
     checks += [] if shared is None else [shared]
     checks += leak_checks(training, evaluation, snapshot)
-    weights = _model(config, [*training, *evaluation], snapshot, device, (memory_gib, shards), checks)
-    checks.append(tool_check(config))
-    checks += [*server_checks(config), *directory_checks(config, weights), *plugin_checks()]
-    return checks
+    checkpoint = _model(config, [*training, *evaluation], snapshot, device, machine, checks)
+    checks += [tool_check(config), *directory_checks(config, checkpoint)]
 
 
 def _model(
@@ -60,23 +116,27 @@ def _model(
     machine: tuple[float | None, int],
     checks: list[Check],
 ) -> int | None:
-    """Checks of memory and lengths; returns the bytes of the weights, None where the model cannot be read."""
+    """Checks of memory and lengths; returns the bytes of a checkpoint, None where the model cannot be read."""
+    from hiexp.preflight.hub import is_hub_model, is_offline
     from hiexp.preflight.lengths import length_checks
-    from hiexp.preflight.memory import estimate, model_shape
+    from hiexp.preflight.memory import checkpoint_bytes, estimate, model_shape
     from hiexp.rl.model import load_tokenizer, quiet_transformers
 
     quiet_transformers()
     try:
         shape, tokenizer = model_shape(config.model.path), load_tokenizer(config.model)
     except (ValueError, OSError, ImportError) as error:
-        checks.append(Check("model", "error", str(error).splitlines()[0], "mend model.path, or fetch the model first"))
+        away = is_offline() and is_hub_model(config.model.path)
+        missing = f"{config.model.path}: not a folder here, not in the cache, and the hub cannot be reached"
+        text = missing if away and isinstance(error, OSError) else str(error).splitlines()[0]
+        checks.append(Check("model", "error", text, "mend model.path, or fetch the model first"))
         return None
     checks.append(Check("model", "ok", f"{shape.parameters / 1e6:,.1f} M parameters, {config.model.dtype}"))
     memory_gib, shards = machine
     told = estimate(shape, config, device=device, shards=shards)
     checks.append(memory_check(told, device, memory_gib))
     checks += length_checks(config, tokenizer, questions, snapshot, shape.context)
-    return told.weights * shards
+    return checkpoint_bytes(shape, config)
 
 
 def memory_check(told: MemoryEstimate, device: str, memory_gib: float | None) -> Check:

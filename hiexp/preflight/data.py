@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def read_questions(config: TrainConfig, which: str, checks: list[Check]) -> list[Question]:
     """Questions of ``task.train`` or ``task.evaluation``; what was found goes to ``checks``."""
+    from hiexp.rl.setup import check_task
     from hiexp.tasks.qa import load_questions, repeated_texts
 
     task = config.task
@@ -23,12 +24,15 @@ def read_questions(config: TrainConfig, which: str, checks: list[Check]) -> list
         source, split, limit = task.train, task.train_split, task.train_limit
     else:  # all of them, however few the run itself looks at: `hiexp eval` will ask them all
         source, split, limit = task.evaluation, task.evaluation_split, None
-    if not source:
-        if which == "train":
-            checks.append(Check("task.train", "error", "no training questions", "name a file or data set"))
-        else:
-            checks.append(Check("task.evaluation", "warn", "no evaluation: nothing will tell learning from drift",
-                                "name questions that are not trained on"))  # fmt: skip
+    if which == "train":
+        try:
+            check_task(task)
+        except ValueError as error:
+            checks.append(Check("task.train", "error", str(error), "name a file or data set"))
+            return []
+    elif not source:
+        checks.append(Check("task.evaluation", "warn", "no evaluation: nothing will tell learning from drift",
+                            "name questions that are not trained on"))  # fmt: skip
         return []
     try:
         questions = load_questions(source, split, limit)

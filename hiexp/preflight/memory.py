@@ -120,6 +120,15 @@ def adapter_parameters(shape: ModelShape, rank: int) -> int:
     return shape.layers * rank * (attention + 3 * (shape.hidden + shape.inner))
 
 
+def checkpoint_bytes(shape: ModelShape, config: TrainConfig) -> int:
+    """One checkpoint on disk: what is trained with its two moments, and with ``lora_merged`` a whole model besides."""
+    size = 4 if config.model.dtype == "float32" else 2
+    rank = config.model.lora_rank
+    if not rank:
+        return 3 * shape.parameters * size
+    return 3 * adapter_parameters(shape, rank) * size + (shape.parameters * size if config.model.lora_merged else 0)
+
+
 def estimate(shape: ModelShape, config: TrainConfig, *, device: str, shards: int = 1) -> MemoryEstimate:
     """Memory of each process of the run.
 

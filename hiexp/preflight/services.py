@@ -34,6 +34,11 @@ def tool_check(config: TrainConfig) -> Check:
         return Check("search", "ok", "none")
     if tool.kind in ("bm25", "dense") and tool.index is None:
         return _corpus(tool)
+    if tool.kind == "dense" and tool.index is not None and _unbuilt(tool):
+        text = f"{tool.index}: no part for tool.method {tool.method} yet; the run builds it there first"
+        return Check(
+            "search", "warn", text, f"build it ahead: hiexp index CORPUS --out {tool.index} --kind {tool.method}"
+        )
     from hiexp.rl.setup import make_tool
 
     try:
@@ -44,6 +49,14 @@ def tool_check(config: TrainConfig) -> Check:
         )
         return Check("search", "error", str(error), mend)
     return Check("search", "ok", f"{tool.kind} answers ({getattr(made, 'identity', made.name)})")
+
+
+def _unbuilt(tool: ToolConfig) -> bool:
+    """Whether opening the index would build in it, which the doctor does not."""
+    from hiexp.agent.dense_faiss import DEFAULT_EFFORT, faiss_folder
+
+    known = tool.method in DEFAULT_EFFORT and importlib.util.find_spec("faiss") is not None
+    return known and Path(str(tool.index)).is_dir() and not faiss_folder(Path(str(tool.index)), tool.method).exists()
 
 
 def _corpus(tool: ToolConfig) -> Check:
@@ -57,6 +70,10 @@ def _corpus(tool: ToolConfig) -> Check:
     except (DataError, OSError) as error:
         return Check("search", "error", str(error), "passages have the columns id, title and text, or id and contents")
     size = Path(path).stat().st_size
+    needed = "bm25s" if kind == "bm25" else "sentence_transformers" if tool.encoder.startswith("st:") else None
+    if needed is not None and importlib.util.find_spec(needed) is None:
+        text = f"tool.kind {kind} needs the package {needed}, which is not installed"
+        return Check("search", "error", text, "pip install 'hiexp[train]'")
     # Its index is named by the hash of the file, so one of another corpus cannot be taken by mistake.
     text = f"{kind} over {path}: {gib(size)}, the first {len(rows):,} passages are readable"
     return Check("search", "ok", text if kind == "bm25" else f"{text}; {_index_size(tool, rows, size)}")
@@ -91,8 +108,11 @@ def server_checks(config: TrainConfig) -> list[Check]:
     return [Check("server", "ok", f"{model} answers at {config.rollout.server}")]
 
 
-def directory_checks(config: TrainConfig, weights: int | None) -> list[Check]:
-    """Whether the run directory can be written, belongs to this config, and has room for its checkpoints."""
+def directory_checks(config: TrainConfig, checkpoint: int | None) -> list[Check]:
+    """Whether the run directory can be written, belongs to this config, and has room for its checkpoints.
+
+    ``checkpoint``: bytes of one, see :func:`hiexp.preflight.memory.checkpoint_bytes`.
+    """
     from hiexp.rl.run_directory import RunDirectory
 
     path = Path(config.run.dir)
@@ -105,10 +125,10 @@ def directory_checks(config: TrainConfig, weights: int | None) -> list[Check]:
         return [Check("run.dir", "error", f"{there} cannot be written", "choose another run.dir")]
     state = "continues the run there" if (path / "config.resolved.yaml").exists() else "a new run"
     checks = [Check("run.dir", "ok", f"{path}: {state}")]
-    if weights is None:
+    if checkpoint is None:
         return checks
-    # Weights and two moments each; besides the kept ones the best one, and one more while it is being written.
-    needed, free = 3 * weights * (config.run.keep_last + 2), shutil.disk_usage(there).free
+    # Besides the kept ones the best one, and one more while it is being written.
+    needed, free = checkpoint * (config.run.keep_last + 2), shutil.disk_usage(there).free
     text = f"{config.run.keep_last + 2} checkpoints take {gib(needed)}, {gib(free)} are free"
     if needed > free:
         checks.append(Check("disk", "error", text, "free some space, lower run.keep_last, or choose another run.dir"))

@@ -40,32 +40,53 @@ def server_engine(config: TrainConfig, tokenizer: Any) -> OpenAIEngine:
     from hiexp.agent.engine_openai import OpenAIEngine
     from hiexp.agent.openai_server import OpenAIServer
 
+    context = _server_context(config)
+    server = OpenAIServer(config.rollout.server_model or config.model.path, config.rollout.server)
+    return OpenAIEngine(server, tokenizer, context)
+
+
+def _server_context(config: TrainConfig) -> int:
     if config.model.context_length is None:
         raise ValueError("model.context_length: expected the server's limit of tokens with rollout.server, got null")
-    server = OpenAIServer(config.rollout.server_model or config.model.path, config.rollout.server)
-    return OpenAIEngine(server, tokenizer, config.model.context_length)
+    return config.model.context_length
+
+
+def check_engine(config: TrainConfig, processes: int = 1) -> None:
+    """Refuse settings of the engine under which nothing can be trained.
+
+    Raises:
+        ValueError: the engine would sample from other weights, or at another temperature, than the trainer scores with;
+            a server without a folder for weights or a limit of tokens; an engine that needs one process, in several.
+    """
+    server, vllm = bool(config.rollout.server), config.rollout.engine == "vllm" and not config.rollout.server
+    if (server or vllm) and config.model.lora_rank > 0:
+        raise ValueError(
+            "model.lora_rank: expected 0 with vLLM or a server, whose weights have no adapters; use "
+            "rollout.engine: transformers"
+        )
+    if processes > 1 and (config.rollout.staleness > 0 or vllm):
+        raise ValueError(
+            f"rollout.engine, rollout.staleness: vLLM in process and rollouts ahead need one process, got {processes}; "
+            "sample from a server instead"
+        )
+    if not server:
+        return
+    _server_context(config)
+    if not config.rollout.weights_dir:
+        raise ValueError("rollout.weights_dir: expected a folder in training: new weights must reach the server")
+    if config.rollout.temperature != 1.0:
+        raise ValueError(
+            "rollout.temperature: expected 1 in training with rollout.server, whose log-probs are at temperature 1, "
+            f"got {config.rollout.temperature:g}"
+        )
 
 
 def training_engine(config: TrainConfig, model: Any, tokenizer: Any) -> tuple[Engine, Replica | None]:
     """What samples while ``model`` is trained, and where its weights must be pushed; None: it samples from ``model``.
 
-    An engine of its own starts with weights that mean nothing: push before the first rollout.
-
-    Raises:
-        ValueError: settings under which the engine would sample from other weights, or at another temperature, than
-            the trainer scores with.
+    The config passed :func:`check_engine`. An engine of its own starts with weights that mean nothing: push before the
+    first rollout.
     """
-    own = bool(config.rollout.server) or config.rollout.engine == "vllm"
-    if own and config.model.lora_rank > 0:
-        raise ValueError(
-            "model.lora_rank: expected 0 with vLLM or a server, whose weights have no adapters; use "
-            "rollout.engine: transformers"
-        )
-    if config.rollout.server and config.rollout.temperature != 1.0:
-        raise ValueError(
-            "rollout.temperature: expected 1 in training with rollout.server, whose log-probs are at temperature 1, "
-            f"got {config.rollout.temperature:g}"
-        )
     if config.rollout.server:
         from hiexp.rl.weight_sync import ServerReplica
 

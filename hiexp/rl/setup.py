@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from hiexp._extras import require
 from hiexp.experience.guard import leaking_entries
 from hiexp.experience.retrieve import Snapshot
-from hiexp.rl.config import ExperienceConfig, TaskConfig, ToolConfig
+from hiexp.rl.config import ExperienceConfig, TaskConfig, ToolConfig, TrainConfig
 from hiexp.rl.reward import QuestionTask
 from hiexp.rl.run_directory import RunDirectory
 from hiexp.tasks.question import Question
 
 if TYPE_CHECKING:
     from hiexp.agent.tools import Document, Tool
+
+
+def check_training(config: TrainConfig, processes: int = 1) -> None:
+    """Refuse what cannot be trained, as far as the config and the installed packages tell; the doctor asks the same.
+
+    ``processes``: how many there will be, as far as it is known.
+
+    Raises:
+        ValueError: an unknown tracker, or settings of the engine that contradict each other.
+        ImportError: a package that the settings need is missing.
+    """
+    from hiexp.rl.make_engine import check_engine
+    from hiexp.rl.trackers import check_trackers
+
+    check_engine(config, processes)
+    needed = (("peft", "train", "model.lora_rank", config.model.lora_rank > 0),
+              ("vllm", "vllm", "rollout.engine: vllm", config.rollout.engine == "vllm"))  # fmt: skip
+    for package, extra, key, used in needed:
+        if used and importlib.util.find_spec(package) is None:
+            require(package, extra, key)
+    check_trackers(config.run.trackers)
+
+
+def check_task(config: TaskConfig) -> None:
+    """Refuse a task without questions to load.
+
+    Raises:
+        ValueError: a kind that has to be passed to the trainer as an object, or no source of training questions.
+    """
+    if config.kind == "miniworld":
+        raise ValueError("task.kind: miniworld is built in memory; run hiexp quickstart, or pass task= to GRPOTrainer")
+    if not config.train:
+        raise ValueError("task.train: expected a JSONL(.gz) file or a hub data set, got an empty string")
 
 
 def make_task(config: TaskConfig, seed: int) -> QuestionTask:
@@ -26,10 +61,7 @@ def make_task(config: TaskConfig, seed: int) -> QuestionTask:
     from hiexp.tasks.qa import load_questions
     from hiexp.tasks.scorers import make_scorer
 
-    if config.kind == "miniworld":
-        raise ValueError("task.kind: miniworld is built in memory; run hiexp quickstart, or pass task= to GRPOTrainer")
-    if not config.train:
-        raise ValueError("task.train: expected a JSONL(.gz) file or a hub data set, got an empty string")
+    check_task(config)
     training = load_questions(config.train, config.train_split, config.train_limit)
     evaluation = load_questions(config.evaluation, config.evaluation_split) if config.evaluation else []
     scorer = make_scorer("math" if config.kind == "maths" else config.scorer)

@@ -17,7 +17,7 @@ from hiexp.agent.record import Rollout
 from hiexp.io import read_jsonl, write_jsonl
 from hiexp.rl.config import TrainConfig
 from hiexp.rl.distributed import Ranks
-from hiexp.rl.make_engine import training_engine
+from hiexp.rl.make_engine import check_engine, training_engine
 from hiexp.rl.staleness import Made, RolloutsAhead, policy_step
 from hiexp.rl.weight_sync import PROBE_TOKENS, WeightSync
 from hiexp.tasks.question import Question
@@ -52,18 +52,14 @@ class RolloutSource:
     ``engine``: who samples.
 
     Raises:
-        ValueError: settings that need one process, in several.
+        ValueError: see :func:`hiexp.rl.make_engine.check_engine`.
     """
 
     def __init__(
         self, config: TrainConfig, model: Any, tokenizer: Any, ranks: Ranks, questions: Sequence[Question]
     ) -> None:
         self._lag, self._last, self._model, self._ranks = config.rollout.staleness, config.run.steps, model, ranks
-        if ranks.size > 1 and (self._lag > 0 or (config.rollout.engine == "vllm" and not config.rollout.server)):
-            raise ValueError(
-                f"rollout.engine, rollout.staleness: vLLM in process and rollouts ahead need one process, got "
-                f"{ranks.size}; sample from a server instead"
-            )
+        check_engine(config, ranks.size)
         self.engine, replica = training_engine(config, model, tokenizer)
         self._sync: WeightSync | None = None
         if replica is not None:

@@ -43,9 +43,9 @@ from hiexp.rl.policy import Policy, random_state, set_random_state
 from hiexp.rl.preemption import Preempted, Preemption, watched
 from hiexp.rl.reward import QuestionTask, Task, TaskBatch, check_rewards, score_rollouts
 from hiexp.rl.run_directory import RunDirectory
-from hiexp.rl.setup import check_leaks, choose_snapshot, make_task, make_tool, snapshot_metrics
+from hiexp.rl.setup import check_leaks, check_training, choose_snapshot, make_task, make_tool, snapshot_metrics
 from hiexp.rl.source import RolloutSource
-from hiexp.rl.trackers import Trackers, check_trackers
+from hiexp.rl.trackers import Trackers
 from hiexp.rl.update import PolicyUpdate
 from hiexp.tasks.question import Question
 
@@ -86,12 +86,10 @@ class GRPOTrainer:
     ) -> None:
         if (model is None) != (tokenizer is None):
             raise ValueError("model, tokenizer: expected both or neither")
-        if config.rollout.server and not config.rollout.weights_dir:
-            raise ValueError("rollout.weights_dir: expected a folder in training: new weights must reach the server")
+        check_training(config)
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)
         self.config = config
-        check_trackers(config.run.trackers)
         self.directory = RunDirectory(config, allow_changed)
         self.snapshot = choose_snapshot(config.experience, self.directory, snapshot)
         self.task = task if task is not None else make_task(config.task, config.run.seed)

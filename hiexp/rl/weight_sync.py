@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from hiexp.agent.http_json import ServiceError, post_json
+from hiexp.agent.http_json import post_json
+from hiexp.agent.http_rules import ServiceError
 from hiexp.agent.openai_server import OpenAIServer
 
 PROBE_TOKENS = 256  # of one probe sequence

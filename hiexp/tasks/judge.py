@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from hiexp.agent.http_json import ServiceError
+from hiexp.agent.http_rules import ServiceError
 from hiexp.io import append_jsonl, read_jsonl
 
 PROMPT_VERSION = 1

@@ -128,6 +128,14 @@ def source_name(source: str | Path) -> str:
     return Path(str(source).replace(":", "/")).name.split(".")[0]
 
 
+def is_hub_source(source: str) -> bool:
+    """Whether ``source``, one part of :func:`split_sources`, would be loaded from the hub."""
+    path = Path(source)
+    if path.exists() or (source.endswith(_FILE_ENDINGS) and ":" not in source):
+        return False
+    return not re.fullmatch(r"[\w-]+", source) or find_data_set(source) is not None
+
+
 def _rows(source: str | Path, split: str | None) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """Yield ``(place for error messages, row number, row)``."""
     path = Path(source)
@@ -177,6 +185,11 @@ def _dataset_rows(source: str, split: str | None) -> Iterator[tuple[str, int, di
         else:
             loaded = datasets.load_dataset(name, part or None)
     except Exception as error:  # datasets raises anything from OSError to its own classes; all mean the same to a user
+        if isinstance(error, ConnectionError):
+            raise DataError(
+                f"{source}: neither a local file or folder nor a data set in the cache of `datasets`, and the hub "
+                "cannot be reached"
+            ) from error
         reason = (str(error).strip().splitlines() or [""])[0]
         raise DataError(
             f"{source}: neither a local file or folder nor a data set that `datasets` can load "

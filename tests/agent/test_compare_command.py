@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("accelerate", reason="the train extra is not installed")
 
 from hiexp.agent.commands import register
+from hiexp.experience.ledger import Tally, add_to_ledger
 from hiexp.experience.record import Experience
 from hiexp.experience.store import HEK
 from hiexp.io import read_jsonl
@@ -61,6 +62,23 @@ def test_contents_need_no_model(heks, questions, tmp_path, capsys):
     assert result["serving"][str(heks[0])]["questions"] == 4
     assert "scores" not in result
     assert "1 / 1 / 0" in capsys.readouterr().out
+
+
+def test_a_cost_without_known_prices_is_a_dash(heks, capsys):
+    """Nothing counted, no model asked, a priced one, and one of two without prices."""
+
+    def cost_row(**tallies):
+        with HEK.open(heks[1], "w") as hek:
+            for name, tally in tallies.items():
+                add_to_ledger(hek, name, tally)
+        assert hiexp("compare", *heks) == 0
+        (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cost ")]
+        return row.split()[1:]
+
+    assert cost_row() == ["-", "-"]
+    assert cost_row(extractive=Tally(lessons=3, seconds=1.0)) == ["-", "-"]
+    assert cost_row(priced=Tally(requests=2, prompt_tokens=100, cost=0.0021)) == ["-", "0.0021"]
+    assert cost_row(unpriced=Tally(requests=2, prompt_tokens=100)) == ["-", "-"]
 
 
 def test_answers_with_each_hek_are_kept_and_read_again(heks, model, questions, tmp_path, capsys, monkeypatch):

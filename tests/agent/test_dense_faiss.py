@@ -80,6 +80,17 @@ def test_the_file_is_made_once_and_a_killed_build_is_finished(folder, kind, monk
     assert len(FaissSearcher(folder, vectors, kind).search(clustered(1, 3, 24), 4)[0]) == 4
 
 
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_a_build_is_announced_and_faiss_says_nothing(folder, kind, capfd):
+    print("before")
+    FaissSearcher(folder, ShardedVectors(folder), kind)
+    first = capfd.readouterr()
+    assert first.err == f"{folder / f'faiss_{kind}'}: building it for 4,000 passages; it stays there\n"
+    FaissSearcher(folder, ShardedVectors(folder), kind)
+    print("after")
+    assert (first.out, *capfd.readouterr()) == ("before\n", "after\n", "")
+
+
 def test_without_faiss_search_is_exact_and_says_so(tmp_path, monkeypatch):
     corpus = tmp_path / "c.jsonl"
     corpus.write_text("".join(json.dumps({"text": f"word{i}"}) + "\n" for i in range(20)))

@@ -2,7 +2,6 @@
 
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -11,46 +10,22 @@ torch = pytest.importorskip("torch")
 from hiexp.agent.engine import EngineError, Sampling, generate  # noqa: E402
 from hiexp.agent.engine_openai import OpenAIEngine  # noqa: E402
 from hiexp.agent.engine_transformers import TransformersEngine  # noqa: E402
-from hiexp.agent.http_json import ServiceError  # noqa: E402
+from hiexp.agent.http_rules import ServiceError  # noqa: E402
 from hiexp.agent.openai_server import OpenAIChat, OpenAIServer  # noqa: E402
 
 STOP = ("w6", "w12", "w18")
 GREEDY = Sampling(temperature=0.0)
 
 
-class Handler(BaseHTTPRequestHandler):
-    """``answer(path, body, headers)`` gives (status, object or bytes); every request is kept."""
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append((self.path, body, dict(self.headers)))
-        status, reply = self.server.answer(self.path, body)
-        data = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
-def serve(monkeypatch):
-    monkeypatch.setattr("hiexp.agent.http_json.time.sleep", lambda seconds: None)
-    servers = []
+def serve(http_server):
+    """``serve(answer, …)``: ``answer(path, body)`` gives (status, object or bytes); a server and its client."""
 
     def start(answer, **keywords):
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.answer, server.requests = answer, []
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return server, OpenAIServer("tiny", f"http://127.0.0.1:{server.server_port}/v1", **keywords)
+        server = http_server(lambda request: answer(request.path, request.json()))
+        return server, OpenAIServer("tiny", f"{server.url}/v1", **keywords)
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    return start
 
 
 def completions(engine):
@@ -97,7 +72,7 @@ def test_greedy_turns_equal_the_engine_in_process(serve, local, fast_tokenizer):
             session.extend(room, [[4, 5] if len(session.tokens[row]) < 38 else [] for row in room])
     assert sessions[0].tokens == sessions[1].tokens
     assert {reason for generation in said[0] for reason in [generation.finish_reason]} <= {"stop", "context", "length"}
-    sampled = sum(len(body["prompt"]) for _, body, _ in server.requests)
+    sampled = sum(len(request.json()["prompt"]) for request in server.requests)
     assert client.usage["prompt_tokens"] == sampled
     assert client.usage["requests"] == len(server.requests)
 
@@ -124,7 +99,7 @@ def test_groups_are_cut_where_their_brace_closes(serve, fast_tokenizer):
     assert generation.token_ids == said[:7]
     assert generation.finish_reason == "stop"
     assert session.tokens == [[1, *said[:7]]]
-    assert server.requests[0][1]["stop"] == ["stop!"]
+    assert server.requests[0].json()["stop"] == ["stop!"]
 
 
 def test_seeds_differ_by_row_and_turn(serve, local, fast_tokenizer):
@@ -132,7 +107,7 @@ def test_seeds_differ_by_row_and_turn(serve, local, fast_tokenizer):
     session = OpenAIEngine(client, fast_tokenizer, 40).open([[5, 6], [5, 6]], [1, 2])
     for _ in range(2):
         generate(session, [0, 1], [3, 3], (), Sampling())
-    seeds = [body["seed"] for _, body, _ in server.requests]
+    seeds = [request.json()["seed"] for request in server.requests]
     assert len(set(seeds)) == 4
     assert all(0 <= seed < 2**31 for seed in seeds)
 
@@ -172,7 +147,7 @@ def test_key_is_sent_and_never_shown(serve, monkeypatch):
     server, client = serve(lambda path, body: (401, {"error": "denied"}), key_variable="HIEXP_TEST_KEY")
     with pytest.raises(ServiceError, match="status 401") as caught:
         OpenAIChat(client)(["hello"])
-    assert server.requests[0][2]["Authorization"] == "Bearer secret-123"
+    assert server.requests[0].headers["authorization"] == "Bearer secret-123"
     assert len(server.requests) == 1
     assert "secret-123" not in str(caught.value)
     assert "secret-123" not in repr(vars(client))
@@ -195,7 +170,7 @@ def test_chat_replies_keep_their_order_and_survive_busy_servers(serve):
     assert OpenAIChat(client, max_tokens=7)(prompts) == [prompt.upper() for prompt in prompts]
     assert client.usage == {"requests": 20, "prompt_tokens": 40, "completion_tokens": 20}
     assert len(server.requests) == 22
-    assert server.requests[0][1]["max_tokens"] == 7
+    assert server.requests[0].json()["max_tokens"] == 7
 
 
 def test_turns_come_as_they_are_answered(serve, fast_tokenizer):
@@ -260,7 +235,7 @@ def test_released_rows_are_not_asked(serve, fast_tokenizer):
     session.release([0, 1])
     gate.set()
     assert [row for row, _ in session.finished()] == [2]
-    assert [6] not in [body["prompt"] for _, body, _ in server.requests]
+    assert [6] not in [request.json()["prompt"] for request in server.requests]
 
 
 @pytest.mark.parametrize(
@@ -293,7 +268,7 @@ def test_faults_of_a_server_never_show_the_key(serve, fast_tokenizer, monkeypatc
         while error is not None:
             assert "secret-123" not in repr(error)
             error = error.__cause__ or error.__context__
-    assert all(headers["Authorization"] == "Bearer secret-123" for _, _, headers in server.requests)
+    assert all(request.headers["authorization"] == "Bearer secret-123" for request in server.requests)
     assert "secret-123" not in caplog.text + "".join(capsys.readouterr())
     assert "secret-123" not in repr(vars(client)) + repr(vars(session))
 

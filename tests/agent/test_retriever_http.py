@@ -2,17 +2,17 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import urllib.error
 import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from hiexp.agent.bm25 import Bm25Tool
-from hiexp.agent.http_json import ServiceError
+from hiexp.agent.http_rules import ServiceError
 from hiexp.agent.http_tool import HttpTool
 from hiexp.agent.retriever_server import RetrieverServer
 from hiexp.agent.tools import call_tool
@@ -163,7 +163,7 @@ def test_a_request_under_way_is_answered_before_the_server_ends(tool):
         assert server.drain()
     caller.join(20)
     assert found == tool.search(["first program"], 1)
-    assert client.client._free == []  # told that the connection ends
+    assert client.client._pool._free == []  # told that the connection ends
 
 
 def test_a_full_server_says_when_to_come_back(tool, monkeypatch):
@@ -185,76 +185,46 @@ def test_too_long_and_too_nested_bodies_are_refused(address):
     assert caught.value.code == 400
 
 
-class Scripted(BaseHTTPRequestHandler):
-    """Replies in turn what the test wants: (status, headers, body)."""
-
-    replies = ()
-    asked = 0
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        cls = type(self)
-        status, headers, body = cls.replies[min(cls.asked, len(cls.replies) - 1)]
-        cls.asked += 1
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
-def scripted(monkeypatch):
-    pauses = []
-    monkeypatch.setattr("hiexp.agent.http_json.time.sleep", pauses.append)
+def scripted(http_server):
+    """A client of a server that says what the test wants."""
 
     def start(*replies):
-        handler = type("Handler", (Scripted,), {"replies": replies, "pauses": pauses})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        servers.append(server)
-        return HttpTool(f"{running(server)}/retrieve", timeout_s=5.0), handler
+        server = http_server(*replies)
+        return HttpTool(f"{server.url}/retrieve", timeout_s=5.0), server
 
-    servers = []
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    return start
 
 
 GOOD = json.dumps({"result": [[{"document": {"id": 7, "contents": '"T"\ntext'}, "score": 1.5}]]}).encode()
 
 
 def test_busy_server_is_asked_again_with_growing_pauses(scripted):
-    tool, handler = scripted((500, {}, b"oops"), (503, {}, b""), (429, {"Retry-After": "3"}, b""), (200, {}, GOOD))
+    tool, server = scripted((500, b"oops"), (503, b""), (429, b"", {"Retry-After": "3"}), (200, GOOD))
     (document,) = tool.search(["q"], 3)[0]
     assert (document.id, document.title, document.text) == ("7", "T", "text")
-    first, second, asked = handler.pauses
-    assert 0.1 <= first <= 0.2 <= second <= 0.4
-    assert asked == 3.0
+    assert server.pauses == [0.2, 0.4, 3.0]
 
 
 @pytest.mark.parametrize(
     ("reply", "asked", "words"),
     [
-        ((500, {}, b"broken"), 4, ["4 attempts", "status 500", "broken"]),
-        ((404, {}, b"no such route"), 1, ["status 404", "no such route"]),
-        ((200, {}, b'{"result": [['), 4, ["4 attempts", "not valid JSON", "result"]),
-        ((200, {}, b"<html>"), 1, ["expected JSON", "html"]),
-        ((200, {}, b'{"answers": []}'), 1, ["result", "answers"]),
-        ((200, {}, b'{"result": [[], []]}'), 1, ["1 lists", "length 2"]),
-        ((200, {}, b'{"result": [[{"document": {"id": 1}}]]}'), 1, ["contents", "document"]),
-        ((200, {}, b"[]"), 1, ["result", "list"]),
-        ((200, {"Content-Length": "4000"}, b'{"result": '), 4, ["4 attempts", "IncompleteRead"]),
+        ((500, b"broken"), 4, ["4 attempts", "status 500", "broken"]),
+        ((404, b"no such route"), 1, ["status 404", "no such route"]),
+        ((200, b'{"result": [['), 4, ["4 attempts", "not valid JSON", "result"]),
+        ((200, b"<html>"), 1, ["expected JSON", "html"]),
+        ((200, b'{"answers": []}'), 1, ["result", "answers"]),
+        ((200, b'{"result": [[], []]}'), 1, ["1 lists", "length 2"]),
+        ((200, b'{"result": [[{"document": {"id": 1}}]]}'), 1, ["contents", "document"]),
+        ((200, b"[]"), 1, ["result", "list"]),
+        ((200, b'{"result": ', {"Content-Length": "4000", "Connection": "close"}), 4, ["4 attempts", "IncompleteRead"]),
     ],
 )
 def test_faults_are_errors_with_the_url(scripted, reply, asked, words):
-    tool, handler = scripted(reply)
+    tool, server = scripted(reply)
     with pytest.raises(ServiceError) as caught:
         tool.search(["q"], 3)
-    assert handler.asked == asked
+    assert len(server.requests) == asked
     for word in [tool.url, *words]:
         assert word in str(caught.value)
     # In a rollout the same fault is a record, not an exception.
@@ -263,11 +233,12 @@ def test_faults_are_errors_with_the_url(scripted, reply, asked, words):
     assert tool.url in result.error
 
 
-def test_no_server_is_found_before_training(scripted):
-    with ThreadingHTTPServer(("127.0.0.1", 0), Scripted) as closed:
-        port = closed.server_port
-    with pytest.raises(ServiceError, match=f"127.0.0.1:{port}/retrieve: no answer in 4 attempts"):
-        make_tool(ToolConfig(kind="http", url=f"http://127.0.0.1:{port}/retrieve"))
+def test_no_server_is_found_before_training(monkeypatch):
+    monkeypatch.setattr("hiexp.agent.http_rules.time.sleep", lambda seconds: None)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/retrieve"
+    with pytest.raises(ServiceError, match=f"{url}: no answer in 4 attempts"):
+        make_tool(ToolConfig(kind="http", url=url))
 
 
 @pytest.mark.parametrize(
@@ -332,7 +303,14 @@ def test_an_index_is_built_ahead_and_served(corpus, tmp_path, capsys):
     assert "--dtype: belongs to dense indexes" in capsys.readouterr().err
     assert main(["serve-retriever"]) == 2
     assert main(["serve-retriever", "--corpus", str(corpus), "--method", "ivf"]) == 2
-    assert "expected --kind dense with them" in capsys.readouterr().err
+    assert f"--method: belongs to dense search, but {corpus} is searched by bm25" in capsys.readouterr().err
+    assert main(["serve-retriever", "--index", out, "--effort", "3"]) == 2
+    assert "--effort: belongs to --method ivf and hnsw, got exact" in capsys.readouterr().err
+    bm25 = str(tmp_path / "bm25")
+    assert main(["index", str(corpus), "--out", bm25, "--kind", "bm25"]) == 0
+    for flag, value in (("--method", "exact"), ("--encoder", "hashing"), ("--effort", "3")):
+        assert main(["serve-retriever", "--index", bm25, flag, value]) == 2
+        assert f"{flag}: belongs to dense search, but {bm25} is searched by bm25" in capsys.readouterr().err
 
 
 def test_command_names_a_bad_corpus(tmp_path, capsys):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import urllib.parse
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from hiexp.agent.http_json import ServiceError
+from hiexp.agent.http_rules import ServiceError
 from hiexp.agent.recorded_tool import RecordedTool
 from hiexp.agent.tools import Document, call_tool
 from hiexp.agent.web_tool import BudgetError, WebTool
@@ -31,47 +28,30 @@ DOCUMENTS = [
 ]
 
 
-class Provider(BaseHTTPRequestHandler):
-    """Both providers; ``reply`` replaces the good answer."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(("POST", self.path, body, self.headers.get("X-API-KEY")))
-        self.answer({"searchParameters": body, "organic": PAGES})
-
-    def do_GET(self):
-        path, _, query = self.path.partition("?")
-        self.server.asked.append(("GET", path, dict(urllib.parse.parse_qsl(query)), self.headers.get("X-API-KEY")))
-        results = [{"title": p["title"], "url": p["link"], "content": p.get("snippet", "")} for p in PAGES]
-        self.answer({"query": "q", "number_of_results": 5, "results": results})
-
-    def answer(self, good):
-        status, body = self.server.reply or (200, good)
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
-def provider(monkeypatch):
+def provider(http_server, monkeypatch):
+    """Both providers; ``reply`` replaces the good answer. ``asked``: what came, read."""
     monkeypatch.setenv("SERPER_API_KEY", KEY)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Provider) as server:
-        server.asked, server.reply = [], None
-        server.url = f"http://127.0.0.1:{server.server_port}/search"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
+
+    def answer(request):
+        path, _, query = request.path.partition("?")
+        if request.method == "POST":
+            body = request.json()
+            good = {"searchParameters": body, "organic": PAGES}
+        else:
+            body = dict(urllib.parse.parse_qsl(query))
+            results = [{"title": p["title"], "url": p["link"], "content": p.get("snippet", "")} for p in PAGES]
+            good = {"query": "q", "number_of_results": 5, "results": results}
+        server.asked.append((request.method, path, body, request.headers.get("x-api-key")))
+        return server.reply or (200, good)
+
+    server = http_server(answer)
+    server.asked, server.reply = [], None
+    return server
 
 
 def tool(provider, name="serper", **options):
-    return WebTool(name, provider.url, **{"calls_per_second": 1e6, "retries": 0, **options})
+    return WebTool(name, f"{provider.url}/search", **{"calls_per_second": 1e6, "retries": 0, **options})
 
 
 def test_serper(provider):

@@ -383,6 +383,19 @@ def test_create_refuses_an_existing_file(path, hek):
     assert len(hek) == 1
 
 
+def test_create_opens_what_is_there_where_that_is_asked_for(path):
+    for _ in range(2):
+        with HEK.create(path, encoder="hashing:64", exist_ok=True) as hek:
+            hek.add([lesson(1)])
+            assert len(hek) == 1
+    with pytest.raises(ValueError, match="got 'hashing-v1-d32'"):
+        HEK.create(path, encoder="hashing:32", exist_ok=True)
+    path.write_bytes(b"no HEK")
+    with pytest.raises(DataError):
+        HEK.create(path, encoder="hashing:64", exist_ok=True)
+    assert path.read_bytes() == b"no HEK"
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"no database", b"SQLite format 3\x00" + bytes(10), b"SQLite format 3\x00" + bytes(2000)]
 )

@@ -16,7 +16,9 @@ from hiexp.agent.protocol import COMPACT_TAGS, COMPACT_WORDS  # noqa: E402
 from hiexp.experience.record import Experience  # noqa: E402
 from hiexp.experience.store import HEK  # noqa: E402
 from hiexp.preflight import services  # noqa: E402
+from hiexp.preflight.check import gib  # noqa: E402
 from hiexp.preflight.command import check_config  # noqa: E402
+from hiexp.preflight.memory import adapter_parameters, checkpoint_bytes, model_shape  # noqa: E402
 from hiexp.preflight.settings import setting_checks  # noqa: E402
 from hiexp.rl.config import TrainConfig  # noqa: E402
 
@@ -108,6 +110,21 @@ CASES = {
         {"rollout": {"server": "http://127.0.0.1:1/v1"}, "model": {"context_length": 128}},
         "server", "error", "no answer",
     ),
+    "server for acting": (
+        {"rollout": {"server": "http://127.0.0.1:1/v1"}, "model": {"context_length": 128}},
+        "settings", "warn", "rollout.weights_dir: expected a folder in training",
+    ),
+    "server without limit": (
+        {"rollout": {"server": "http://127.0.0.1:1/v1", "weights_dir": "w"}},
+        "settings", "error", "model.context_length: expected the server's limit",
+    ),
+    "server at another temperature": (
+        {"rollout": {"server": "http://127.0.0.1:1/v1", "weights_dir": "w", "temperature": 0.7},
+         "model": {"context_length": 128}},
+        "settings", "error", "rollout.temperature: expected 1 in training",
+    ),
+    "misspelt tracker": ({"run": {"trackers": ["tensorbord"]}}, "settings", "error", "run.trackers: expected names"),
+    "a world in memory": ({"task": {"kind": "miniworld"}}, "task.train", "error", "run hiexp quickstart"),
     "no HEK": ({"experience": {"hek": "absent.sqlite"}}, "HEK", "error", "absent.sqlite"),
     "share without HEK": ({"experience": {"experience_share": 0.5}}, "groups", "warn", "without experience.hek"),
     "bfloat16 and a small lr": ({"model": {"dtype": "bfloat16"}}, "precision", "warn", "larger than 0.0005 round back"),
@@ -119,11 +136,82 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_fault_is_found_and_can_be_mended(sound, case, monkeypatch):
-    monkeypatch.setattr("hiexp.agent.http_json.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("hiexp.agent.http_rules.time.sleep", lambda seconds: None)
     stages, name, status, words = CASES[case]
     check = pick(found(sound, **stages), name, status)
     assert words in check.text
     assert check.mend
+
+
+@pytest.mark.parametrize("case", [case for case, (_, name, status, _) in CASES.items() if name == "settings"])
+def test_train_refuses_what_the_doctor_says_it_refuses(sound, case):
+    from hiexp.rl.trainer import GRPOTrainer
+
+    stages, _, _, words = CASES[case]
+    config = {stage: {**sound.get(stage, {}), **stages.get(stage, {})} for stage in {*sound, *stages}}
+    with pytest.raises(ValueError, match=words):
+        GRPOTrainer(TrainConfig.from_dict(config))
+
+
+def test_processes_that_share_a_run_are_refused_as_in_training(sound):
+    sound["rollout"]["staleness"] = 1
+    assert "settings" not in [check.name for check in check_config(TrainConfig.from_dict(sound))]
+    check = pick(check_config(TrainConfig.from_dict(sound), shards=2), "settings", "error")
+    assert "rollouts ahead need one process, got 2" in check.text
+
+
+def test_checkpoints_of_adapters_hold_no_weights(sound):
+    """A whole model of 3 x its weights becomes a fraction; merged models come on top."""
+    pytest.importorskip("peft")
+
+    def taken(**model):
+        return pick(found(sound, model=model), "disk", "ok").text.split(" take ")[1].split(",")[0]
+
+    shape = model_shape(sound["model"]["path"])
+    config = TrainConfig.from_dict({**sound, "model": {**sound["model"], "lora_rank": 2}})
+    merged = TrainConfig.from_dict({**sound, "model": {**sound["model"], "lora_rank": 2, "lora_merged": True}})
+    adapter = checkpoint_bytes(shape, config)
+    assert adapter == 3 * 4 * adapter_parameters(shape, 2)
+    assert checkpoint_bytes(shape, merged) == adapter + 4 * shape.parameters
+    assert checkpoint_bytes(shape, TrainConfig.from_dict(sound)) == 3 * 4 * shape.parameters
+    assert taken(lora_rank=2) == gib(4 * adapter)
+
+
+def test_files_of_other_commands_are_known(tmp_path, capsys):
+    from pathlib import Path
+
+    from hiexp.evidence.config import EvidenceConfig
+
+    quickstart = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+    assert cli.main(["doctor", str(quickstart)]) == 0
+    assert f"hiexp quickstart --config {quickstart}" in capsys.readouterr().out
+    assert cli.main(["doctor", str(quickstart), "--set", "run.steps=3"]) == 2
+    assert "--set: expected a config of hiexp train" in capsys.readouterr().err
+    broken = tmp_path / "quickstart.yaml"
+    broken.write_text("seed: 0\nwarm_start:\n  stepps: 3\n")
+    assert cli.main(["doctor", str(broken)]) == 2
+    assert "unknown key warm_start.stepps; did you mean warm_start.steps?" in capsys.readouterr().err
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump(EvidenceConfig().to_dict()))
+    assert cli.main(["doctor", str(study)]) == 0
+    assert "hiexp evidence" in capsys.readouterr().out
+    typo = tmp_path / "typo.yaml"
+    typo.write_text("modell:\n  path: x\n")
+    assert cli.main(["doctor", str(typo)]) == 2
+    assert "unknown key modell; did you mean model?" in capsys.readouterr().err
+
+
+def test_an_index_without_its_faiss_part_is_left_as_it_is(sound, tmp_path):
+    pytest.importorskip("faiss")
+    out, corpus = tmp_path / "index", sound["tool"]["corpus"]
+    assert cli.main(["index", corpus, "--out", str(out), "--encoder", "hashing:16"]) == 0
+    before = sorted(path.name for path in out.iterdir())
+    tool = {"kind": "dense", "index": str(out), "encoder": "hashing:16"}
+    assert (
+        "no part for tool.method hnsw yet" in pick(found(sound, tool={**tool, "method": "hnsw"}), "search", "warn").text
+    )
+    assert "dense answers" in pick(found(sound, tool=tool), "search", "ok").text
+    assert sorted(path.name for path in out.iterdir()) == before
 
 
 def test_repeated_and_leaked_questions(sound, tmp_path):

@@ -66,7 +66,6 @@ class Recorder(GeneralTracker):
 def test_a_restart_goes_on_with_the_same_tracker_run(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", Recorder)
     monkeypatch.setattr("hiexp.rl.trackers.check_trackers", lambda names: None)
-    monkeypatch.setattr("hiexp.rl.trainer.check_trackers", lambda names: None)
     monkeypatch.setattr(Recorder, "opened", [])
     for steps in (1, 2):
         config = tiny_run.config(tmp_path / "run", run={"steps": steps, "trackers": ["wandb"]})

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from hiexp.agent.http_json import ServiceError
+from hiexp.agent.http_rules import ServiceError
 from hiexp.io import read_jsonl
 from hiexp.tasks.judge import Answered, Judge, openai_judge, read_verdict
 
@@ -113,37 +112,19 @@ def test_concurrency_is_bounded():
         Judge("m", ask, concurrency=0)
 
 
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.seen.append((self.path, body, self.headers.get("Authorization")))
-        status, text = self.server.reply(body["messages"][0]["content"])
-        data = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
-def serve(monkeypatch):
-    monkeypatch.setattr("hiexp.agent.http_json.time.sleep", lambda seconds: None)
-    servers = []
+def serve(http_server):
+    """A chat server whose ``reply`` is a function from the prompt to a status and a text."""
 
     def start(reply):
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.reply, server.seen = reply, []
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return server, f"http://127.0.0.1:{server.server_port}/v1"
+        def answer(request):
+            status, text = reply(request.json()["messages"][0]["content"])
+            return status, {"choices": [{"message": {"content": text}}]}
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        server = http_server(answer)
+        return server, f"{server.url}/v1"
+
+    return start
 
 
 def test_over_http_with_a_busy_server(serve, monkeypatch, tmp_path):
@@ -153,8 +134,9 @@ def test_over_http_with_a_busy_server(serve, monkeypatch, tmp_path):
     judge = openai_judge("gpt", url, tmp_path / "judge.jsonl")
     judge.check()
     assert judge(ITEMS) == [True, False, False]
-    path, body, key = server.seen[-1]
-    assert (path, body["model"], body["temperature"], key) == ("/v1/chat/completions", "gpt", 0.0, "Bearer secret-9")
+    request, body = server.requests[-1], server.requests[-1].json()
+    assert (request.path, request.headers["authorization"]) == ("/v1/chat/completions", "Bearer secret-9")
+    assert (body["model"], body["temperature"]) == ("gpt", 0.0)
     assert "secret-9" not in (tmp_path / "judge.jsonl").read_text()
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from hiexp.agent.engine import EngineError, Sampling, generate
 from hiexp.agent.engine_openai import OpenAIEngine
-from hiexp.agent.http_json import ServiceError
+from hiexp.agent.http_rules import ServiceError
 from hiexp.agent.openai_server import OpenAIServer
 from hiexp.rl.weight_sync import ServerReplica, WeightSync, sequence_logprobs
 
