@@ -163,6 +163,11 @@ def _check_updates(config: TrainConfig) -> None:
         raise ValueError("algorithm.kl_coef: expected a number > 0 with kl_target or credit.kl_in_reward, got 0")
     if algorithm.importance_mode != "token_truncate" and algorithm.importance_cap is None:
         raise ValueError(f"algorithm.importance_cap: expected a number with {algorithm.importance_mode!r}, got null")
+    if algorithm.old_logprobs == "engine" and algorithm.importance_cap is not None:
+        raise ValueError(
+            "algorithm.importance_cap: expected null with old_logprobs 'engine', where exp(old - engine log-prob) is "
+            f"always 1 and a cap does nothing, got {algorithm.importance_cap:g}"
+        )
     low, high = credit.filter_low, credit.filter_high
     if low is not None and high is not None and low >= high:
         raise ValueError(f"credit.filter_low: expected less than filter_high, {high}, got {low}")
