@@ -52,7 +52,7 @@ class AlgorithmConfig:
     a rollout, or (mask only) the geometric mean over a rollout, from below too; see hiexp/rl/importance.py."""
     old_logprobs: Literal["auto", "trainer", "engine"] = "auto"
     """Denominator of the ratio: the trainer's log-probs before the update, or those the engine sampled with; auto is
-    the engine's where rollouts come from older weights and ``importance_cap`` is null. With ``engine`` the cap is null."""
+    the engine's where rollouts come from older weights and ``importance_cap`` is null; with engine it must be null."""
     kl_coef: float = setting(1e-3, at_least=0.0)
     """Weight of the KL term to the frozen starting model (paper: 1e-3); 0 needs no reference model."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"

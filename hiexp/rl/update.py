@@ -186,7 +186,7 @@ class PolicyUpdate:
         if not trained:
             return {"lr": lr}
         scores = self.score(rollouts, trained, step, staleness) if scores is None else scores
-        totals, losses, norms = Totals(), [], []
+        totals, losses, norms = Totals(), list[float](), list[float]()
         for epoch in range(self.config.epochs):
             order = np.random.default_rng([self.seed, step, epoch]).permutation(np.asarray(trained))
             for minibatch in np.array_split(order, min(self.config.minibatches, len(order))):
