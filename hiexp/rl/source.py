@@ -19,7 +19,7 @@ from hiexp.rl.config import TrainConfig
 from hiexp.rl.distributed import Ranks
 from hiexp.rl.lora import PlainWeights
 from hiexp.rl.make_engine import training_engine
-from hiexp.rl.staleness import Made, RolloutsAhead, policy_step
+from hiexp.rl.staleness import Made, RolloutsAhead
 from hiexp.rl.weight_sync import PROBE_TOKENS, LocalReplica, WeightSync
 from hiexp.tasks.question import Question
 
@@ -92,7 +92,7 @@ class RolloutSource:
             rollouts, metrics = self._ahead.take(step)
         else:
             rollouts, metrics = self._sample(step, step - 1), self._loaded
-        return rollouts, {**metrics, "staleness": step - 1 - policy_step(step, self._lag)}
+        return rollouts, {**metrics, "staleness": step - 1 - rollouts[0].policy_step if rollouts else 0}
 
     def rest(self) -> None:
         """The step has all its rollouts; an engine that can gives its memory back until the next update."""
