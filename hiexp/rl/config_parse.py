@@ -195,26 +195,23 @@ def changed_settings(stored: dict[str, Any], config: Any) -> list[str]:
     A setting that is not stored did not exist then and counts as the default of its dataclass, which keeps what was
     done before there was a choice.
     """
-    return differing_keys(_with_defaults(stored, config), to_plain(config))
+    return differing_keys(stored, to_plain(config), _defaults(config))
 
 
-def _with_defaults(stored: dict[str, Any], config: Any) -> dict[str, Any]:
-    complete = to_plain(type(config)()) | stored
-    for field in dataclasses.fields(config):
-        value, inner = getattr(config, field.name), stored.get(field.name, {})
-        # Not the outer default: a quickstart may have chosen a new setting differently since.
-        if dataclasses.is_dataclass(value) and isinstance(inner, dict):
-            complete[field.name] = _with_defaults(inner, value)
-    return complete
+def _defaults(config: Any) -> dict[str, Any]:
+    # Every stage's own: what a quickstart presets in a stage it may have preset since.
+    stages = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    inner = {name: _defaults(value) for name, value in stages.items() if dataclasses.is_dataclass(value)}
+    return to_plain(type(config)()) | inner
 
 
-def differing_keys(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
-    """Lines ``key: old -> new`` for every leaf that differs between two nested dicts."""
+def differing_keys(old: dict[str, Any], new: dict[str, Any], absent: dict[str, Any], path: str = "") -> list[str]:
+    """Lines ``key: old -> new`` for every leaf that differs between nested dicts; ``absent``: what ``old`` lacks."""
     lines: list[str] = []
     for key in [*old, *(key for key in new if key not in old)]:
-        before, after = old.get(key), new.get(key)
+        before, after = old.get(key, absent.get(key)), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            lines += differing_keys(before, after, f"{path}{key}.")
+            lines += differing_keys(before, after, absent.get(key, {}), f"{path}{key}.")
         elif before != after:
             lines.append(f"{path}{key}: {before!r} -> {after!r}")
     return lines

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -284,11 +285,8 @@ class PolicyUpdate:
 
     def _optimise(self, job: _Job, totals: Totals) -> tuple[float, float]:
         """One optimiser update over the rollouts of ``job``; returns loss and gradient norm."""
-
-        def work(batches: Sequence[MicroBatch]) -> tuple[float, Totals]:
-            return self._backward(job, batches)
-
-        loss, found = self._within_memory(work, job.rollouts, job.indices, f"step {job.step}, update")
+        what = f"step {job.step}, update"
+        loss, found = self._within_memory(partial(self._backward, job), job.rollouts, job.indices, what)
         for part in self.ranks.gather(found):
             totals.merge(part)
         loss = self.ranks.sum({"loss": loss})["loss"]

@@ -105,8 +105,10 @@ def test_bad_overrides(tmp_path, override):
 
 def test_differing_keys_lists_leaves():
     old, new = TrainConfig().to_dict(), TrainConfig.from_dict({"run": {"seed": 3}}).to_dict()
-    assert differing_keys(old, new) == ["run.seed: 0 -> 3"]
-    assert differing_keys(old, old) == []
+    assert differing_keys(old, new, {}) == ["run.seed: 0 -> 3"]
+    assert differing_keys(old, old, {}) == []
+    assert differing_keys({}, new, old) == ["run.seed: 0 -> 3"]
+    assert differing_keys({"a": {"b": 1}}, {"a": {"b": 1, "c": {"d": 2}}}, {}) == ["a.c: None -> {'d': 2}"]
 
 
 @pytest.mark.parametrize("key", [key for key, _, _ in describe(TrainConfig)])
