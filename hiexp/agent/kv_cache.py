@@ -8,6 +8,7 @@ row moves with one copy per shape instead of two per layer.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -64,7 +65,8 @@ class RowLayer(cache_utils.DynamicLayer):  # type: ignore[misc, name-defined, un
 
     def __init__(self, cache: RowCache, keys: Place | None, values: Place | None) -> None:
         super().__init__()
-        self._cache, self._places = cache, (keys, values)
+        # A strong reference would be a cycle, and the buffers would stay until Python's next full collection.
+        self._cache, self._places = weakref.proxy(cache), (keys, values)
         self.is_initialized = True
 
     def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
