@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from hiexp.agent.record import Rollout
+from hiexp.clock import Clock
 from hiexp.io import read_jsonl, write_jsonl
 from hiexp.rl.config import TrainConfig
 from hiexp.rl.distributed import Ranks
@@ -49,7 +50,7 @@ class RolloutSource:
         ranks: the processes of the run.
         questions: some questions of the run; trainer and engine compare their log-probs on them.
 
-    ``engine``: who samples.
+    ``engine``: who samples; ``clock``: the parts of its time, empty where it does not tell.
 
     Raises:
         ValueError: settings that need one process, in several.
@@ -65,6 +66,8 @@ class RolloutSource:
                 f"{ranks.size}; sample from a server instead"
             )
         self.engine, replica = training_engine(config, model, tokenizer)
+        # Of rollouts ahead it says nothing about the step they are used in.
+        self.clock: Clock = Clock() if self._lag else getattr(self.engine, "clock", Clock())
         self._sync: WeightSync | None = None
         if replica is not None:
             longest = min(PROBE_TOKENS, self.engine.context_length - 1)

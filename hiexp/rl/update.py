@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from hiexp.agent.record import Rollout
+from hiexp.clock import Clock
 from hiexp.ops.linear_policy_loss import linear_policy_loss
 from hiexp.ops.policy_loss import PolicyLoss
 from hiexp.ops.token_logprobs import token_logprobs
@@ -126,6 +127,7 @@ class PolicyUpdate:
         self.kl_in_reward, self.ranks = kl_in_reward, Ranks() if ranks is None else ranks
         self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
         self.budget = TokenBudget(config.tokens_per_microbatch)
+        self.clock = Clock()
         self._packed = packs_prefixes(accelerator.unwrap_model(scorer).model) if packed is None else packed
         self._recipe = find_loss(config.kind)
         aggregation = config.aggregation or self._recipe.aggregation
@@ -150,10 +152,12 @@ class PolicyUpdate:
         if engine:
             old = {i: engine_logprobs(rollouts[i], self.accelerator.device) for i in indices}
         elif self._several_updates or self._weighs or whole:
-            old = self._score_all(self.scorer, rollouts, indices, step)
+            with self.clock.part("old_logprobs"):
+                old = self._score_all(self.scorer, rollouts, indices, step)
         reference = None
         if self.reference is not None:
-            reference = self._score_all(self.reference, rollouts, indices, step)
+            with self.clock.part("reference"):
+                reference = self._score_all(self.reference, rollouts, indices, step)
         return Scores(old, reference, engine)
 
     def run(
@@ -172,10 +176,10 @@ class PolicyUpdate:
         ``rewards`` are for the record of a batch that fails; ``scores`` of all of ``trained`` are made here where None,
         with ``staleness``, see :meth:`score`.
 
-        Returns lr, loss, grad_norm, kl_coef, oom_retries, trained_tokens, and as token means over all updates
-        :data:`hiexp.rl.totals.REPORTED` and the loss's own; engine_mismatch (|engine log-prob - trainer's before the
-        update|), its maximum and its share beyond the bound over the tokens of the first pass. With nothing to train
-        there is lr alone, and weights and optimiser moments stay as they are.
+        Returns lr, loss, grad_norm, kl_coef, oom_retries, trained_tokens, the seconds of the update's parts, and as
+        token means over all updates :data:`hiexp.rl.totals.REPORTED` and the loss's own; engine_mismatch (|engine
+        log-prob - trainer's before the update|), its maximum and its share beyond the bound over the tokens of the
+        first pass. With nothing to train there is lr alone, and weights and optimiser moments stay as they are.
 
         Raises:
             NonFiniteError: loss or gradient is not finite; the weights are those before the update.
@@ -183,8 +187,9 @@ class PolicyUpdate:
         """
         lr = self._set_learning_rate(step)
         if not trained:
-            return {"lr": lr}
-        scores = self.score(rollouts, trained, step, staleness) if scores is None else scores
+            return {"lr": lr, **self.clock.take()}
+        if scores is None:
+            scores = self.score(rollouts, trained, step, staleness)
         totals, losses, norms = Totals(), [], []
         for epoch in range(self.config.epochs):
             order = np.random.default_rng([self.seed, step, epoch]).permutation(np.asarray(trained))
@@ -196,7 +201,7 @@ class PolicyUpdate:
         metrics = {
             "lr": lr, "loss": float(np.mean(losses)), "grad_norm": float(np.mean(norms)), **totals.metrics(),
             "trained_tokens": totals.tokens["engine_mismatch"], "oom_retries": self.budget.retries,
-            "kl_coef": self.kl.coefficient,
+            "kl_coef": self.kl.coefficient, **self.clock.take(),
         }  # fmt: skip
         self.budget.retries = 0
         self.kl.update(metrics.get("kl_ref"), len(trained))
@@ -290,12 +295,14 @@ class PolicyUpdate:
         for part in self.ranks.gather(found):
             totals.merge(part)
         loss = self.ranks.sum({"loss": loss})["loss"]
-        norm = float(self.accelerator.clip_grad_norm_(self.scorer.parameters(), self.config.max_grad_norm))
+        with self.clock.part("backward"):  # on CUDA the norm waits for it
+            norm = float(self.accelerator.clip_grad_norm_(self.scorer.parameters(), self.config.max_grad_norm))
         if not np.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
             raise self._fault(f"the gradient is not finite ({norm})", job, batch, {})
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        with self.clock.part("optimiser"):
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
 
     def _backward(self, job: _Job, batches: Sequence[MicroBatch]) -> tuple[float, Totals]:
@@ -324,13 +331,15 @@ class PolicyUpdate:
         self, job: _Job, batch: MicroBatch, tokens: dict[str, Any], arguments: dict[str, Any]
     ) -> PolicyLoss:
         """Adds the gradient of one micro-batch; a loss that is not finite ends the step before that."""
-        result: PolicyLoss = self.scorer(batch, loss=arguments)
-        loss = float(result.loss.detach())
+        with self.clock.part("forward"):
+            result: PolicyLoss = self.scorer(batch, loss=arguments)
+            loss = float(result.loss.detach())
         if not np.isfinite(loss) or result.metrics["nonfinite_tokens"]:
             self.optimizer.zero_grad(set_to_none=True)
             raise self._fault(f"the loss is not finite ({loss})", job, batch, tokens | {"logprobs": result.logprobs})
         # The engines of accelerate average gradients over ranks; what a filler computes counts for nothing.
-        self.accelerator.backward(result.loss * (0.0 if batch.filler else float(self.ranks.size)))
+        with self.clock.part("backward"):
+            self.accelerator.backward(result.loss * (0.0 if batch.filler else float(self.ranks.size)))
         return result
 
     def _gradients_met(self, last: bool) -> AbstractContextManager[Any]:
