@@ -26,8 +26,8 @@ _PHASES: tuple[tuple[str, str, str, tuple[tuple[str, str], ...]], ...] = (
 )  # fmt: skip
 _COLORS = {
     "rollouts": "#8f83d9", "prefill": "#4b3fa3", "decode": "#7c6bd0", "tools, agent": "#b3a8ea", "rewards": "#3aa6a0",
-    "update": "#c79a2b", "old log-probs": "#7a4d0c", "reference": "#9c6414", "forward": "#d08a1f", "backward": "#e2ab4c",
-    "optimiser": "#b0533b", "rest of update": "#e8cf9d", "other": "#9a9a9a",
+    "update": "#c79a2b", "old log-probs": "#7a4d0c", "reference": "#9c6414", "forward": "#d08a1f",
+    "backward": "#e2ab4c", "optimiser": "#b0533b", "rest of update": "#e8cf9d", "other": "#9a9a9a",
 }  # fmt: skip
 
 
