@@ -66,7 +66,8 @@ class RowLayer(cache_utils.DynamicLayer):  # type: ignore[misc, name-defined, un
     def __init__(self, cache: RowCache, keys: Place | None, values: Place | None) -> None:
         super().__init__()
         # A strong reference would be a cycle, and the buffers would stay until Python's next full collection.
-        self._cache, self._places = weakref.proxy(cache), (keys, values)
+        self._cache: RowCache = weakref.proxy(cache)
+        self._places = (keys, values)
         self.is_initialized = True
 
     def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
