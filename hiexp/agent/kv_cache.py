@@ -66,7 +66,7 @@ class RowLayer(cache_utils.DynamicLayer):  # type: ignore[misc, name-defined, un
     def __init__(self, cache: RowCache, keys: Place | None, values: Place | None) -> None:
         super().__init__()
         # A strong reference would be a cycle, and the buffers would stay until Python's next full collection.
-        self._cache: RowCache = weakref.proxy(cache)
+        self._cache = weakref.proxy(cache)
         self._places = (keys, values)
         self.is_initialized = True
 
@@ -77,7 +77,7 @@ class RowLayer(cache_utils.DynamicLayer):  # type: ignore[misc, name-defined, un
 
     def get_seq_length(self) -> int:
         """Slots in use before the block that is being written."""
-        return self._cache.used
+        return int(self._cache.used)
 
 
 class RowCache(cache_utils.Cache):  # type: ignore[misc, name-defined, unused-ignore]

@@ -212,7 +212,7 @@ class GRPOTrainer:
             "step": step, **reward_metrics(seen.rewards, seen.groups, seen.with_experience), **metrics,
             **rollout_metrics(seen.rollouts, seen.with_experience), **snapshot_metrics(self.snapshot),
             **acted.metrics, "staleness": acted.staleness, **peak_memory(self.accelerator.device),
-            **acted.seconds, "seconds_update": end - learning, "seconds_step": end - begin,
+            **acted.seconds, **self._update.clock.take(), "seconds_update": end - learning, "seconds_step": end - begin,
         }  # fmt: skip
 
     def _act(self, step: int) -> ActedStep:

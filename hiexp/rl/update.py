@@ -104,6 +104,8 @@ class PolicyUpdate:
         kl_in_reward: the KL term is in the rewards already and stays out of the loss.
         ranks: the processes that share the work; None is this one alone.
         packed: whether rollouts share prefixes, see :func:`hiexp.rl.model.packs_prefixes`; None tries it out.
+
+    ``clock``: seconds of the parts, see :data:`hiexp.rl.metrics.TIME_KEYS`.
     """
 
     def __init__(
@@ -176,10 +178,10 @@ class PolicyUpdate:
         ``rewards`` are for the record of a batch that fails; ``scores`` of all of ``trained`` are made here where None,
         with ``staleness``, see :meth:`score`.
 
-        Returns lr, loss, grad_norm, kl_coef, oom_retries, trained_tokens, the seconds of the update's parts, and as
-        token means over all updates :data:`hiexp.rl.totals.REPORTED` and the loss's own; engine_mismatch (|engine
-        log-prob - trainer's before the update|), its maximum and its share beyond the bound over the tokens of the
-        first pass. With nothing to train there is lr alone, and weights and optimiser moments stay as they are.
+        Returns lr, loss, grad_norm, kl_coef, oom_retries, trained_tokens, and as token means over all updates
+        :data:`hiexp.rl.totals.REPORTED` and the loss's own; engine_mismatch (|engine log-prob - trainer's before the
+        update|), its maximum and its share beyond the bound over the tokens of the first pass. With nothing to train
+        there is lr alone, and weights and optimiser moments stay as they are.
 
         Raises:
             NonFiniteError: loss or gradient is not finite; the weights are those before the update.
@@ -187,7 +189,7 @@ class PolicyUpdate:
         """
         lr = self._set_learning_rate(step)
         if not trained:
-            return {"lr": lr, **self.clock.take()}
+            return {"lr": lr}
         if scores is None:
             scores = self.score(rollouts, trained, step, staleness)
         totals, losses, norms = Totals(), [], []
@@ -201,7 +203,7 @@ class PolicyUpdate:
         metrics = {
             "lr": lr, "loss": float(np.mean(losses)), "grad_norm": float(np.mean(norms)), **totals.metrics(),
             "trained_tokens": totals.tokens["engine_mismatch"], "oom_retries": self.budget.retries,
-            "kl_coef": self.kl.coefficient, **self.clock.take(),
+            "kl_coef": self.kl.coefficient,
         }  # fmt: skip
         self.budget.retries = 0
         self.kl.update(metrics.get("kl_ref"), len(trained))
