@@ -190,8 +190,7 @@ class PolicyUpdate:
         lr = self._set_learning_rate(step)
         if not trained:
             return {"lr": lr}
-        if scores is None:
-            scores = self.score(rollouts, trained, step, staleness)
+        scores = self.score(rollouts, trained, step, staleness) if scores is None else scores
         totals, losses, norms = Totals(), [], []
         for epoch in range(self.config.epochs):
             order = np.random.default_rng([self.seed, step, epoch]).permutation(np.asarray(trained))
