@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from hiexp.agent.record import Rollout
+from hiexp.clock import Clock
 from hiexp.io import read_jsonl, write_jsonl
 from hiexp.rl.config import TrainConfig
 from hiexp.rl.distributed import Ranks
@@ -50,7 +51,7 @@ class RolloutSource:
         ranks: the processes of the run.
         questions: some questions of the run; trainer and engine compare their log-probs on them.
 
-    ``engine``: who samples.
+    ``engine``: who samples; ``clock``: the parts of its time, empty where it does not tell.
 
     Raises:
         ValueError: see :func:`hiexp.rl.make_engine.check_engine`.
@@ -62,6 +63,8 @@ class RolloutSource:
         self._lag, self._last, self._model, self._ranks = config.rollout.staleness, config.run.steps, model, ranks
         check_engine(config, ranks.size)
         self.engine, replica = training_engine(config, model, tokenizer)
+        # Of rollouts ahead it says nothing about the step they are used in.
+        self.clock: Clock = Clock() if self._lag else getattr(self.engine, "clock", Clock())
         self._sync: WeightSync | None = None
         if replica is not None:
             longest = min(PROBE_TOKENS, self.engine.context_length - 1)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from hiexp.agent.record import Rollout
+from hiexp.clock import Clock
 from hiexp.ops.linear_policy_loss import linear_policy_loss
 from hiexp.ops.policy_loss import PolicyLoss
 from hiexp.ops.token_logprobs import token_logprobs
@@ -104,6 +105,8 @@ class PolicyUpdate:
         kl_in_reward: the KL term is in the rewards already and stays out of the loss.
         ranks: the processes that share the work; None is this one alone.
         packed: whether rollouts share prefixes, see :func:`hiexp.rl.model.packs_prefixes`; None tries it out.
+
+    ``clock``: seconds of the parts, see :data:`hiexp.rl.metrics.TIME_KEYS`.
     """
 
     def __init__(
@@ -127,6 +130,7 @@ class PolicyUpdate:
         self.kl_in_reward, self.ranks = kl_in_reward, Ranks() if ranks is None else ranks
         self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
         self.budget = TokenBudget(config.tokens_per_microbatch)
+        self.clock = Clock()
         self._packed = packs_prefixes(accelerator.unwrap_model(scorer).model) if packed is None else packed
         self._recipe = find_loss(config.kind)
         aggregation = config.aggregation or self._recipe.aggregation
@@ -151,10 +155,12 @@ class PolicyUpdate:
         if engine:
             old = {i: engine_logprobs(rollouts[i], self.accelerator.device) for i in indices}
         elif self._several_updates or self._weighs or whole:
-            old = self._score_all(self.scorer, rollouts, indices, step)
+            with self.clock.part("old_logprobs"):
+                old = self._score_all(self.scorer, rollouts, indices, step)
         reference = None
         if self.reference is not None:
-            reference = self._score_all(self.reference, rollouts, indices, step)
+            with self.clock.part("reference"):
+                reference = self._score_all(self.reference, rollouts, indices, step)
         return Scores(old, reference, engine)
 
     def run(
@@ -290,13 +296,15 @@ class PolicyUpdate:
         for part in self.ranks.gather(found):
             totals.merge(part)
         loss = self.ranks.sum({"loss": loss})["loss"]
-        norm = float(self.accelerator.clip_grad_norm_(self.scorer.parameters(), self.config.max_grad_norm))
+        with self.clock.part("backward"):  # on CUDA the norm waits for it
+            norm = float(self.accelerator.clip_grad_norm_(self.scorer.parameters(), self.config.max_grad_norm))
         if not np.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
             # It is the sum over all micro-batches: any of them may have spoiled it.
             raise self._fault(f"the gradient is not finite ({norm})", job, job.indices, {})
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        with self.clock.part("optimiser"):
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
 
     def _backward(self, job: _Job, batches: Sequence[MicroBatch]) -> tuple[float, Totals]:
@@ -325,14 +333,16 @@ class PolicyUpdate:
         self, job: _Job, batch: MicroBatch, tokens: dict[str, Any], arguments: dict[str, Any]
     ) -> PolicyLoss:
         """Adds the gradient of one micro-batch; a loss that is not finite ends the step before that."""
-        result: PolicyLoss = self.scorer(batch, loss=arguments)
-        loss = float(result.loss.detach())
+        with self.clock.part("forward"):
+            result: PolicyLoss = self.scorer(batch, loss=arguments)
+            loss = float(result.loss.detach())
         if not np.isfinite(loss) or result.metrics["nonfinite_tokens"]:
             self.optimizer.zero_grad(set_to_none=True)
             found = tokens | {"logprobs": result.logprobs}
             raise self._fault(f"the loss is not finite ({loss})", job, batch.indices, found)
         # The engines of accelerate average gradients over ranks; what a filler computes counts for nothing.
-        self.accelerator.backward(result.loss * (0.0 if batch.filler else float(self.ranks.size)))
+        with self.clock.part("backward"):
+            self.accelerator.backward(result.loss * (0.0 if batch.filler else float(self.ranks.size)))
         return result
 
     def _gradients_met(self, last: bool) -> AbstractContextManager[Any]:
