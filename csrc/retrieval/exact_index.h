@@ -1,13 +1,16 @@
-// Exact inner-product search that reads a fraction of the rows. Every distinct row is a point; its rotated copy is kept
-// as one byte a column, in blocks of points, column by column. A query reads the columns in stages: what is left of a
-// product is at most |rest of query| |rest of point| (Cauchy-Schwarz), rounding errors are bounded per block, and a
-// block that cannot reach what was found so far is left. What remains is scored exactly, from the float32 rows.
+// Exact inner-product search that reads a fraction of the rows. Every distinct row is a point; of its rotated copy only
+// the cells are kept in which its values lie, 16 a column, in blocks of points, column by column. A query makes a table
+// of the largest product each cell allows; what is left of a product after some columns is at most |rest of query|
+// |rest of point| (Cauchy-Schwarz). Columns are read in stages, and a block that cannot reach what was found so far is
+// left. What remains is scored exactly, from the float32 rows.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <vector>
+
+#include "retrieval/kernels.h"
 
 namespace hiexp::retrieval {
 
@@ -23,9 +26,9 @@ struct Found {
 // How points are coded. The default codes nothing: every point is then scored.
 struct Layout {
   std::vector<float> rotation;  // (d, d) row-major, orthogonal up to `relative`; empty: none
-  std::vector<float> scales;    // (d,) value of one step of a column's codes, positive
+  std::vector<float> edges;     // (at most kCells - 1, d) where the cells of each column meet, ascending down a column
   std::vector<size_t> ends;     // columns read by the end of each stage, ascending, the last is d; empty: no codes
-  double relative = 0.0;        // rounding of the rotation and the sums, relative to |query| |point|
+  double relative = 0.0;        // rounding of the rotation, relative to |query| |point|
 };
 
 class ExactIndex {
@@ -47,7 +50,7 @@ class ExactIndex {
  private:
   class Search;
   void find_points();
-  size_t n_blocks() const;
+  size_t n_blocks() const { return (points_.size() + kBlock - 1) / kBlock; }
 
   const float* rows_;
   size_t n_, d_;
@@ -56,9 +59,10 @@ class ExactIndex {
   std::vector<int64_t> points_;
   std::vector<int64_t> members_, member_begin_;  // rows of each point, ascending
   std::vector<double> block_least_;              // least score of any row of a block
-  std::vector<std::vector<int8_t>> codes_;       // per stage (blocks, columns of the stage, kBlock)
+  std::vector<std::vector<Line>> cells_;         // per stage (blocks, columns of the stage)
   std::vector<std::vector<float>> tails_;        // per stage (points,) norm of the columns not read by its end
-  std::vector<float> slack_;                     // per block, times |query|: rounding of codes, rotation and sums
+  std::vector<float> block_norm_;                // largest norm of a point of the block
+  std::vector<float> low_, high_;                // (d,) extreme values of each column
 };
 
 }  // namespace hiexp::retrieval
