@@ -27,7 +27,7 @@ ExactIndex::ExactIndex(const float* rows, size_t n, size_t d, std::vector<double
   high_.assign(d_, -std::numeric_limits<float>::infinity());
   size_t begin = 0;
   for (const size_t end : layout_.ends) {
-    cells_.emplace_back(blocks * (end - begin));
+    cells_.emplace_back(blocks * lines_of(layout_, end - begin));
     tails_.emplace_back(blocks * kBlock);
     begin = end;
   }
@@ -61,6 +61,17 @@ void ExactIndex::find_points() {
   }
 }
 
+// Writes the cells of one point's columns of a stage into the lines of its block.
+void ExactIndex::put(const uint8_t* cells, size_t width, Line* lines, size_t lane) const {
+  const size_t group = lane / kGroup * ((width + 7) / 8);
+  for (size_t c = 0; c < width; ++c) {
+    const int shift = layout_.dense() ? static_cast<int>(c % 8 / 4 * 4) : line_shift(lane);
+    uint8_t& byte =
+        layout_.dense() ? lines[group + c / 8].bytes[lane % kGroup * 4 + c % 4] : lines[c].bytes[line_byte(lane)];
+    byte |= static_cast<uint8_t>(cells[c] << shift);
+  }
+}
+
 void ExactIndex::store(size_t first, const float* rotated, size_t count) {
   const size_t n_edges = layout_.edges.size() / d_;
   std::vector<uint8_t> cells(d_);
@@ -72,20 +83,23 @@ void ExactIndex::store(size_t first, const float* rotated, size_t count) {
       low_[c] = std::min(low_[c], values[c]);
       high_[c] = std::max(high_[c], values[c]);
     }
-    double rest = 0.0;
-    for (size_t stage = cells_.size(), end = d_; stage-- > 0;) {
-      // A float rounded upwards: bounds must not fall below the truth.
-      tails_[stage][point] = static_cast<float>(std::sqrt(rest) * (1.0 + 1e-6));
-      const size_t begin = stage > 0 ? layout_.ends[stage - 1] : 0;
-      Line* lines = cells_[stage].data() + block * (end - begin);
-      for (size_t c = begin; c < end; ++c) {
-        lines[c - begin].bytes[line_byte(lane)] |= static_cast<uint8_t>(cells[c] << line_shift(lane));
-        rest += static_cast<double>(values[c]) * values[c];
-      }
-      end = begin;
-    }
+    double error = 0.0, rest = 0.0;  // squares of the coding errors of columns read, and of the columns not read
+    for (size_t c = 0; c < d_; ++c) rest += static_cast<double>(values[c]) * values[c];
+    const double norm = std::sqrt(rest);
     if (!std::isfinite(rest)) throw std::invalid_argument("vectors: expected finite values, got NaN or infinity");
-    block_norm_[block] = std::max(block_norm_[block], static_cast<float>(std::sqrt(rest) * (1.0 + 1e-6)));
+    block_norm_[block] = std::max(block_norm_[block], static_cast<float>(norm * (1.0 + 1e-6)));
+    for (size_t stage = 0, begin = 0; stage < cells_.size(); begin = layout_.ends[stage++]) {
+      const size_t end = layout_.ends[stage];
+      put(cells.data() + begin, end - begin, cells_[stage].data() + block * lines_of(layout_, end - begin), lane);
+      for (size_t c = begin; layout_.dense() && c < end; ++c) {
+        const double off = values[c] - layout_.centre(cells[c], c, d_);
+        error += off * off;
+      }
+      rest = 0.0;  // afresh: a difference of squares would lose digits
+      for (size_t c = end; c < d_; ++c) rest += static_cast<double>(values[c]) * values[c];
+      // A float rounded upwards: bounds must not fall below the truth.
+      tails_[stage][point] = static_cast<float>(std::sqrt(kErrorWeight * error + rest) * (1.0 + 1e-6));
+    }
   }
 }
 

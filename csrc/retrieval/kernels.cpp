@@ -91,6 +91,81 @@ __attribute__((target("avx2"))) void add_cells_avx2(const Line* lines, size_t st
 
 #endif
 
+using AddProducts = void (*)(const Line*, const int8_t*, const int8_t*, size_t, int32_t*, int32_t*);
+
+void add_products_plain(const Line* lines, const int8_t* high, const int8_t* low, size_t n, int32_t* sum_high,
+                        int32_t* sum_low) {
+  for (size_t i = 0; i < n; ++i) {
+    for (size_t p = 0; p < kGroup; ++p) {
+      for (size_t k = 0; k < 8; ++k) {
+        const int32_t cell = lines[i].bytes[4 * p + k % 4] >> (k < 4 ? 0 : 4) & 15;
+        sum_high[p] += cell * high[8 * i + k];
+        sum_low[p] += cell * low[8 * i + k];
+      }
+    }
+  }
+}
+
+#if HIEXP_LEVELS
+
+int32_t four_bytes(const int8_t* bytes) {
+  int32_t word;
+  std::memcpy(&word, bytes, sizeof word);
+  return word;
+}
+
+__attribute__((target("avx512bw,avx512vnni"))) void add_products_vnni(const Line* lines, const int8_t* high,
+                                                                      const int8_t* low, size_t n, int32_t* sum_high,
+                                                                      int32_t* sum_low) {
+  const __m512i cell = _mm512_set1_epi8(15);
+  __m512i total_high = _mm512_setzero_si512(), total_low = total_high;
+  for (size_t i = 0; i < n; ++i) {
+    const __m512i bytes = _mm512_load_si512(lines + i);
+    const __m512i first = _mm512_and_si512(bytes, cell);
+    const __m512i second = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), cell);
+    total_high = _mm512_dpbusd_epi32(total_high, first, _mm512_set1_epi32(four_bytes(high + 8 * i)));
+    total_high = _mm512_dpbusd_epi32(total_high, second, _mm512_set1_epi32(four_bytes(high + 8 * i + 4)));
+    total_low = _mm512_dpbusd_epi32(total_low, first, _mm512_set1_epi32(four_bytes(low + 8 * i)));
+    total_low = _mm512_dpbusd_epi32(total_low, second, _mm512_set1_epi32(four_bytes(low + 8 * i + 4)));
+  }
+  _mm512_storeu_si512(sum_high, total_high);
+  _mm512_storeu_si512(sum_low, total_low);
+}
+
+__attribute__((target("avx2"))) inline __m256i products_avx2(__m256i cells, const int8_t* weights) {
+  const __m256i pairs = _mm256_maddubs_epi16(cells, _mm256_set1_epi32(four_bytes(weights)));  // at most 2 * 15 * 127
+  return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+
+__attribute__((target("avx2"))) void add_products_avx2(const Line* lines, const int8_t* high, const int8_t* low,
+                                                       size_t n, int32_t* sum_high, int32_t* sum_low) {
+  const __m256i cell = _mm256_set1_epi8(15);
+  for (size_t half = 0; half < 2; ++half) {
+    __m256i total_high = _mm256_setzero_si256(), total_low = total_high;
+    for (size_t i = 0; i < n; ++i) {
+      const __m256i bytes = _mm256_load_si256(reinterpret_cast<const __m256i*>(lines + i) + half);
+      const __m256i first = _mm256_and_si256(bytes, cell);
+      const __m256i second = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), cell);
+      total_high = _mm256_add_epi32(total_high, products_avx2(first, high + 8 * i));
+      total_high = _mm256_add_epi32(total_high, products_avx2(second, high + 8 * i + 4));
+      total_low = _mm256_add_epi32(total_low, products_avx2(first, low + 8 * i));
+      total_low = _mm256_add_epi32(total_low, products_avx2(second, low + 8 * i + 4));
+    }
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(sum_high) + half, total_high);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(sum_low) + half, total_low);
+  }
+}
+
+#endif
+
+AddProducts choose_add_products() {
+#if HIEXP_LEVELS
+  if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw")) return add_products_vnni;
+  if (__builtin_cpu_supports("avx2")) return add_products_avx2;
+#endif
+  return add_products_plain;
+}
+
 AddCells choose_add_cells() {
 #if HIEXP_LEVELS
   if (__builtin_cpu_supports("avx512bw")) return add_cells_avx512;
@@ -105,6 +180,16 @@ void add_cells(const Line* lines, size_t stride, const int32_t* columns, const u
                uint16_t* sum) {
   static const AddCells chosen = choose_add_cells();
   chosen(lines, stride, columns, tables, n, sum);
+}
+
+void add_products(const Line* lines, const int8_t* high, const int8_t* low, size_t n, float unit, float base,
+                  float* sum) {
+  static const AddProducts chosen = choose_add_products();
+  alignas(64) int32_t sum_high[kGroup] = {}, sum_low[kGroup] = {};
+  chosen(lines, high, low, n, sum_high, sum_low);
+  for (size_t p = 0; p < kGroup; ++p) {
+    sum[p] += base + unit * (128.0F * static_cast<float>(sum_high[p]) + static_cast<float>(sum_low[p]));
+  }
 }
 
 HIEXP_CLONES void find_cells(const float* values, const float* edges, size_t n_edges, size_t d, uint8_t* cells) {

@@ -8,9 +8,10 @@ namespace hiexp::retrieval {
 
 constexpr size_t kBlock = 128;  // points of a block: one cache line of cells a column
 constexpr size_t kCells = 16;   // intervals that the values of a column are sorted into: half a byte
+constexpr size_t kGroup = 16;   // points of a dense vector's line
 constexpr size_t kChunk = 512;  // columns whose table entries add up without leaving 16 bits
 
-// One column of a block: the cells of its points, two in a byte.
+// Half-byte cells. Sparse vectors: one column of a block, all points. Dense ones: 8 columns of kGroup points.
 struct alignas(64) Line {
   uint8_t bytes[kBlock / 2];
 };
@@ -27,6 +28,11 @@ void find_cells(const float* values, const float* edges, size_t n_edges, size_t 
 // lines on, are fetched early: searches read one block after the other, and the processor does not guess which columns.
 void add_cells(const Line* lines, size_t stride, const int32_t* columns, const uint8_t* tables, size_t n,
                uint16_t* sum);
+
+// sum[p] += base + unit sum_c (128 high[c] + low[c]) cell[c][p] for the kGroup points of `n` dense lines; the cells of
+// point p are those of bytes 4p to 4p + 3, lower halves first. high and low are (8 n,), low within -64 to 64.
+void add_products(const Line* lines, const int8_t* high, const int8_t* low, size_t n, float unit, float base,
+                  float* sum);
 
 // sum[p] += base + unit cells[p].
 void add_scaled(const uint16_t* cells, float unit, float base, float* sum);

@@ -61,30 +61,65 @@ Chunk make_chunk(std::vector<Column> columns, size_t n_edges) {
   return chunk;
 }
 
+std::vector<Chunk> make_chunks(const std::vector<float>& query, const Layout& layout, const std::vector<float>& low,
+                               const std::vector<float>& high, size_t begin, size_t end) {
+  const size_t d = query.size(), n_edges = layout.edges.size() / d;
+  std::vector<Chunk> chunks;
+  std::vector<Column> columns;
+  for (size_t c = begin; c < end; ++c) {
+    if (query[c] != 0.0F) {
+      columns.push_back(largest_products(query[c], layout.edges.data() + c, n_edges, d, low[c], high[c]));
+      columns.back().index = static_cast<int32_t>(c - begin);
+    }
+    if (columns.size() == kChunk || (c + 1 == end && !columns.empty())) {
+      chunks.push_back(make_chunk(columns, n_edges));
+      columns.clear();
+    }
+  }
+  return chunks;
+}
+
+Weights make_weights(const std::vector<float>& query, const Layout& layout, size_t begin, size_t end) {
+  const size_t d = query.size(), padded = (end - begin + 7) / 8 * 8;
+  double largest = 1e-30, base = 0.0;
+  for (size_t c = begin; c < end; ++c) {
+    largest = std::max(largest, std::abs(query[c] * layout.step(c, d)));
+    base += query[c] * layout.centre(0, c, d);
+  }
+  const double unit = largest / 16'000;
+  Weights weights{std::vector<int8_t>(padded), std::vector<int8_t>(padded), static_cast<float>(unit), 0.0F};
+  for (size_t c = begin; c < end; ++c) {
+    const double exact = query[c] * layout.step(c, d), steps = std::nearbyint(exact / unit);
+    const double high = std::nearbyint(steps / 128);
+    weights.high[c - begin] = static_cast<int8_t>(high);
+    weights.low[c - begin] = static_cast<int8_t>(steps - 128 * high);
+    // A bound from above: what rounding takes from the highest cell.
+    base += static_cast<double>(kCells - 1) * std::abs(exact - steps * weights.unit);
+  }
+  weights.base = static_cast<float>(base);
+  return weights;
+}
+
 }  // namespace
 
 std::vector<StageTables> make_tables(const std::vector<float>& query, const Layout& layout,
                                      const std::vector<float>& low, const std::vector<float>& high) {
-  const size_t d = query.size(), n_edges = layout.edges.size() / d;
   std::vector<StageTables> stages;
   size_t begin = 0;
   for (const size_t end : layout.ends) {
-    StageTables stage;
-    std::vector<Column> columns;
-    const auto flush = [&] {
-      if (!columns.empty()) stage.chunks.push_back(make_chunk(std::move(columns), n_edges));
-      columns.clear();
-    };
-    for (size_t c = begin; c < end; ++c) {
-      if (query[c] == 0.0F) continue;
-      columns.push_back(largest_products(query[c], layout.edges.data() + c, n_edges, d, low[c], high[c]));
-      columns.back().index = static_cast<int32_t>(c - begin);
-      if (columns.size() == kChunk) flush();
+    StageTables stage{};
+    if (layout.dense()) {
+      stage.weights = make_weights(query, layout, begin, end);
+    } else {
+      stage.chunks = make_chunks(query, layout, low, high, begin, end);
     }
-    flush();
-    double rest = 0.0;
-    for (size_t c = end; c < d; ++c) rest += static_cast<double>(query[c]) * query[c];
-    stage.tail = static_cast<float>(std::sqrt(rest) * kUp);
+    double open = 0.0;
+    for (size_t c = 0; c < query.size(); ++c) {
+      const double square = static_cast<double>(query[c]) * query[c];
+      if (c >= end) open += square;
+      if (c < end && layout.dense()) open += square / kErrorWeight;
+    }
+    stage.tail = static_cast<float>(std::sqrt(open) * kUp);
     stages.push_back(std::move(stage));
     begin = end;
   }

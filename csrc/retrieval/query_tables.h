@@ -1,4 +1,5 @@
-// What a query makes of the cells: for each column it reads, the largest product that each cell allows, as a byte.
+// What a query makes of the cells: tables of the largest product that each cell of a sparse column allows, in bytes;
+// integer weights of dense columns.
 #pragma once
 
 #include <cstddef>
@@ -17,9 +18,16 @@ struct Chunk {
   float unit, base;
 };
 
+// The weights of dense columns as integers of 15 bits: 128 high + low units.
+struct Weights {
+  std::vector<int8_t> high, low;  // (columns of the stage, to the next multiple of 8)
+  float unit, base;
+};
+
 struct StageTables {
-  std::vector<Chunk> chunks;
-  float tail;  // norm of the columns of the query not read by the end of the stage
+  std::vector<Chunk> chunks;  // sparse vectors
+  Weights weights;            // dense vectors
+  float tail;                 // norm of the query's part of what is open after the stage
 };
 
 // `query` (d,) is turned like the rows; low and high (d,) are the extreme values of the columns.

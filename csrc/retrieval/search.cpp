@@ -18,9 +18,10 @@ namespace {
 constexpr size_t kLeaders = 16;  // blocks whose most promising point is scored after a stage, before others are judged
 constexpr size_t kFew = 2;       // points a block may have left to be scored at once, without another stage
 constexpr size_t kBlocksPerThread = 64;
-constexpr double kDecimals = 1e6;   // scores are rounded to six
-constexpr double kRounding = 1e-6;  // more than rounding can lift a score
-constexpr double kLargest = 1e30;   // bound of |query| |point| up to which no float overflows on the way
+constexpr double kDecimals = 1e6;                                // scores are rounded to six
+constexpr double kRounding = 1e-6;                               // more than rounding can lift a score
+constexpr float kOut = -std::numeric_limits<float>::infinity();  // sum of a point that needs no score, or no other one
+constexpr double kLargest = 1e30;  // bound of |query| |point| up to which no float overflows on the way
 
 }  // namespace
 
@@ -35,7 +36,9 @@ class ExactIndex::Search {
   using Best = std::vector<Found>;
 
   void scan(size_t begin, size_t end, Best& best);
-  void read_stage(size_t stage, size_t block);
+  void read_stage(size_t stage, size_t block, const Best& best);
+  void read_dense(size_t stage, size_t block, const Line* lines, size_t width, float lowest);
+  void read_sparse(size_t stage, size_t block, const Line* lines, size_t width);
   void score_leader(size_t stage, size_t block, Best& best);
   bool goes_on(size_t stage, size_t block, Best& best);
   void score(size_t point, Best& best);
@@ -52,7 +55,7 @@ class ExactIndex::Search {
   std::vector<StageTables> stages_;
   float slack_ = 0.0F, slope_ = 0.0F;                                      // rounding of a sum: slack_ + slope_ |point|
   std::atomic<double> reached_{-std::numeric_limits<double>::infinity()};  // by the top_k-th best of any thread
-  float* sums_ = nullptr;   // (blocks, kBlock) of the stages read; minus infinity where the point was scored
+  float* sums_ = nullptr;   // (blocks, kBlock) of the stages read, or kOut
   std::vector<float> top_;  // (blocks,) the largest bound of a block
 };
 
@@ -73,7 +76,9 @@ ExactIndex::Search::Search(const ExactIndex& index, const float* query, size_t t
   stages_ = make_tables(turned, layout, index.low_, index.high_);
   double largest = 0.0;  // of any sum on the way
   for (size_t c = 0; c < d; ++c) {
-    largest += std::abs(static_cast<double>(turned[c])) * std::max(std::abs(index.low_[c]), std::abs(index.high_[c]));
+    double extent = std::max(std::abs(index.low_[c]), std::abs(index.high_[c]));
+    if (layout.dense()) extent = std::max(std::abs(layout.centre(0, c, d)), std::abs(layout.centre(kCells, c, d)));
+    largest += 3.0 * std::abs(static_cast<double>(turned[c])) * extent;  // base and cells apart
   }
   const double additions = static_cast<double>(2 * stages_.size() + 2 * d / kChunk + 8);
   slack_ = static_cast<float>(largest * additions * 0x1p-23);
@@ -93,18 +98,42 @@ float ExactIndex::Search::bounds(size_t stage, size_t block, float* out) const {
                       slack_ + slope_ * index_.block_norm_[block], out);
 }
 
-void ExactIndex::Search::read_stage(size_t stage, size_t block) {
+void ExactIndex::Search::read_stage(size_t stage, size_t block, const Best& best) {
   const size_t width = index_.layout_.ends[stage] - (stage > 0 ? index_.layout_.ends[stage - 1] : 0);
-  const Line* lines = index_.cells_[stage].data() + block * width;
-  float* sum = sums_ + block * kBlock;
-  if (stage == 0) std::fill_n(sum, kBlock, 0.0F);
-  for (const Chunk& chunk : stages_[stage].chunks) {
-    alignas(64) uint16_t cells[kBlock];
-    add_cells(lines, width, chunk.columns.data(), chunk.tables.data(), chunk.columns.size(), cells);
-    add_scaled(cells, chunk.unit, chunk.base, sum);
+  const Line* lines = index_.cells_[stage].data() + block * lines_of(index_.layout_, width);
+  if (stage == 0) std::fill_n(sums_ + block * kBlock, kBlock, 0.0F);
+  if (index_.layout_.dense()) {
+    read_dense(stage, block, lines, (width + 7) / 8, floor(block, best));
+  } else {
+    read_sparse(stage, block, lines, width);
   }
   alignas(64) float bound[kBlock];
   top_[block] = bounds(stage, block, bound);
+}
+
+void ExactIndex::Search::read_sparse(size_t stage, size_t block, const Line* lines, size_t width) {
+  for (const Chunk& chunk : stages_[stage].chunks) {
+    alignas(64) uint16_t cells[kBlock];
+    add_cells(lines, width, chunk.columns.data(), chunk.tables.data(), chunk.columns.size(), cells);
+    add_scaled(cells, chunk.unit, chunk.base, sums_ + block * kBlock);
+  }
+}
+
+// Groups of points that are out since the last stage are not read.
+void ExactIndex::Search::read_dense(size_t stage, size_t block, const Line* lines, size_t width, float lowest) {
+  alignas(64) float bound[kBlock];
+  if (stage > 0) bounds(stage - 1, block, bound);
+  const Weights& weights = stages_[stage].weights;
+  for (size_t group = 0; group < kBlock / kGroup; ++group) {
+    float* sum = sums_ + block * kBlock + group * kGroup;
+    const float* of_group = bound + group * kGroup;
+    if (stage > 0 && std::all_of(of_group, of_group + kGroup, [&](float value) { return value < lowest; })) {
+      std::fill_n(sum, kGroup, kOut);
+      continue;
+    }
+    add_products(lines + group * width, weights.high.data(), weights.low.data(), width, weights.unit, weights.base,
+                 sum);
+  }
 }
 
 void ExactIndex::Search::score_leader(size_t stage, size_t block, Best& best) {
@@ -131,8 +160,8 @@ bool ExactIndex::Search::goes_on(size_t stage, size_t block, Best& best) {
 
 void ExactIndex::Search::score(size_t point, Best& best) {
   if (sums_ != nullptr) {
-    if (sums_[point] == -std::numeric_limits<float>::infinity()) return;
-    sums_[point] = -std::numeric_limits<float>::infinity();
+    if (sums_[point] == kOut) return;
+    sums_[point] = kOut;
   }
   const double product =
       exact_dot(index_.rows_ + static_cast<size_t>(index_.points_[point]) * index_.d_, query_.data(), index_.d_);
@@ -156,7 +185,7 @@ void ExactIndex::Search::scan(size_t begin, size_t end, Best& best) {
   std::vector<size_t> alive(end - begin), leaders(std::min(kLeaders, end - begin));
   std::iota(alive.begin(), alive.end(), begin);
   for (size_t stage = 0; stage < stages_.size() && !alive.empty(); ++stage) {
-    for (const size_t block : alive) read_stage(stage, block);
+    for (const size_t block : alive) read_stage(stage, block, best);
     const auto last = std::partial_sort_copy(alive.begin(), alive.end(), leaders.begin(), leaders.end(),
                                              [&](size_t a, size_t b) { return top_[a] > top_[b]; });
     for (auto block = leaders.begin(); block != last; ++block) score_leader(stage, *block, best);

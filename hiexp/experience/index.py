@@ -23,6 +23,7 @@ CODED_ROWS = 2048  # below this, scoring every row takes less than 0.2 ms
 _SPARSE = 0.3  # share of non-zero values up to which reading the query's own columns beats turning the axes
 _STAGE = 64  # columns after which a block may be left
 _SAMPLE = 16_384  # rows that axes and scales are taken from; both may be anything, the bounds hold
+_STEP = 0.3352  # width of 16 even cells with the least mean square error, of normal values of spread 1
 _CHUNK = 8192  # rows turned at a time
 _ROWS_PER_THREAD = 50_000  # starting a thread takes about 30 us
 _UNIT = 2.0**-24  # rounding of float32
@@ -97,17 +98,13 @@ def _axes(sample: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _dense_edges(turned: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Where the 16 cells of each column meet, (15, d): even steps of a normal distribution of twice the variance.
-
-    That spacing minimises the mean width of a value's cell if values are normally distributed (cells as wide as one
-    over the square root of the density), as columns of principal axes nearly are.
-    """
-    steps = [NormalDist(0.0, 2.0**0.5).inv_cdf(k / 16) for k in range(1, 16)]
+    """Where the 16 cells of each column meet, (15, d), evenly spaced around the mean."""
+    steps = _STEP * np.arange(-7, 8)
     return (turned.mean(axis=0) + np.outer(steps, turned.std(axis=0))).astype(np.float32)
 
 
 def _sparse_edges(sample: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The same around zero, which has a cell of its own; (14, d)."""
+    """The same around zero, which has a cell of its own; (14, d), narrow where values are frequent."""
     filled = np.maximum((sample != 0).sum(axis=0), 1)
     spread = np.sqrt((sample.astype(np.float64) ** 2).sum(axis=0) / filled)
     steps = [NormalDist(0.0, 2.0**0.5).inv_cdf(k / 14) for k in range(1, 14)]
