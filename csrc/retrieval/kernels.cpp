@@ -91,10 +91,17 @@ __attribute__((target("avx2"))) void add_cells_avx2(const Line* lines, size_t st
 
 #endif
 
-using AddProducts = void (*)(const Line*, const int8_t*, const int8_t*, size_t, int32_t*, int32_t*);
+using AddProducts = void (*)(const Line*, const int8_t*, const int8_t*, size_t, float, float, float*);
 
-void add_products_plain(const Line* lines, const int8_t* high, const int8_t* low, size_t n, int32_t* sum_high,
-                        int32_t* sum_low) {
+void add_integers(const int32_t* high, const int32_t* low, float unit, float base, float* sum) {
+  for (size_t p = 0; p < kGroup; ++p) {
+    sum[p] += base + unit * (128.0F * static_cast<float>(high[p]) + static_cast<float>(low[p]));
+  }
+}
+
+void add_products_plain(const Line* lines, const int8_t* high, const int8_t* low, size_t n, float unit, float base,
+                        float* sum) {
+  alignas(64) int32_t sum_high[kGroup] = {}, sum_low[kGroup] = {};
   for (size_t i = 0; i < n; ++i) {
     for (size_t p = 0; p < kGroup; ++p) {
       for (size_t k = 0; k < 8; ++k) {
@@ -104,6 +111,7 @@ void add_products_plain(const Line* lines, const int8_t* high, const int8_t* low
       }
     }
   }
+  add_integers(sum_high, sum_low, unit, base, sum);
 }
 
 #if HIEXP_LEVELS
@@ -115,8 +123,8 @@ int32_t four_bytes(const int8_t* bytes) {
 }
 
 __attribute__((target("avx512bw,avx512vnni"))) void add_products_vnni(const Line* lines, const int8_t* high,
-                                                                      const int8_t* low, size_t n, int32_t* sum_high,
-                                                                      int32_t* sum_low) {
+                                                                      const int8_t* low, size_t n, float unit,
+                                                                      float base, float* sum) {
   const __m512i cell = _mm512_set1_epi8(15);
   __m512i total_high = _mm512_setzero_si512(), total_low = total_high;
   for (size_t i = 0; i < n; ++i) {
@@ -128,8 +136,10 @@ __attribute__((target("avx512bw,avx512vnni"))) void add_products_vnni(const Line
     total_low = _mm512_dpbusd_epi32(total_low, first, _mm512_set1_epi32(four_bytes(low + 8 * i)));
     total_low = _mm512_dpbusd_epi32(total_low, second, _mm512_set1_epi32(four_bytes(low + 8 * i + 4)));
   }
-  _mm512_storeu_si512(sum_high, total_high);
-  _mm512_storeu_si512(sum_low, total_low);
+  const __m512 total =
+      _mm512_fmadd_ps(_mm512_set1_ps(128.0F), _mm512_cvtepi32_ps(total_high), _mm512_cvtepi32_ps(total_low));
+  const __m512 product = _mm512_fmadd_ps(_mm512_set1_ps(unit), total, _mm512_set1_ps(base));
+  _mm512_storeu_ps(sum, _mm512_add_ps(_mm512_loadu_ps(sum), product));
 }
 
 __attribute__((target("avx2"))) inline __m256i products_avx2(__m256i cells, const int8_t* weights) {
@@ -138,7 +148,8 @@ __attribute__((target("avx2"))) inline __m256i products_avx2(__m256i cells, cons
 }
 
 __attribute__((target("avx2"))) void add_products_avx2(const Line* lines, const int8_t* high, const int8_t* low,
-                                                       size_t n, int32_t* sum_high, int32_t* sum_low) {
+                                                       size_t n, float unit, float base, float* sum) {
+  alignas(64) int32_t sum_high[kGroup] = {}, sum_low[kGroup] = {};
   const __m256i cell = _mm256_set1_epi8(15);
   for (size_t half = 0; half < 2; ++half) {
     __m256i total_high = _mm256_setzero_si256(), total_low = total_high;
@@ -154,6 +165,7 @@ __attribute__((target("avx2"))) void add_products_avx2(const Line* lines, const 
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(sum_high) + half, total_high);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(sum_low) + half, total_low);
   }
+  add_integers(sum_high, sum_low, unit, base, sum);
 }
 
 #endif
@@ -185,11 +197,7 @@ void add_cells(const Line* lines, size_t stride, const int32_t* columns, const u
 void add_products(const Line* lines, const int8_t* high, const int8_t* low, size_t n, float unit, float base,
                   float* sum) {
   static const AddProducts chosen = choose_add_products();
-  alignas(64) int32_t sum_high[kGroup] = {}, sum_low[kGroup] = {};
-  chosen(lines, high, low, n, sum_high, sum_low);
-  for (size_t p = 0; p < kGroup; ++p) {
-    sum[p] += base + unit * (128.0F * static_cast<float>(sum_high[p]) + static_cast<float>(sum_low[p]));
-  }
+  chosen(lines, high, low, n, unit, base, sum);
 }
 
 HIEXP_CLONES void find_cells(const float* values, const float* edges, size_t n_edges, size_t d, uint8_t* cells) {

@@ -1,10 +1,11 @@
 """Exact nearest rows by inner product: the same answer on any machine, with any number of threads.
 
 Scores are float64 sums of exact products in a fixed order, rounded to six decimals, so that equal titles tie exactly
-and ties go to the lower row. Most rows are never read: csrc/retrieval keeps a copy of one byte a column and leaves a
-block of rows as soon as a proven upper bound (Cauchy-Schwarz on the columns not read, plus all rounding errors) shows
-that none of them can be returned. Dense vectors are turned to their principal axes first, so that few columns say most;
-sparse ones (the hashing encoder) keep their axes: only the columns that a query has are read.
+and ties go to the lower row. Few rows are read: csrc/retrieval
+keeps half a byte a column, the cell that a value lies in, and leaves a row as soon as a proven upper bound (what the
+cells allow, Cauchy-Schwarz on the columns not read, plus all rounding errors) shows that it cannot be returned. Dense
+vectors are turned to their principal axes first, so that few columns say most; sparse ones (the hashing encoder) keep
+their axes: only the columns that a query has are read.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class ExactIndex:
         _check_finite(sample, "vectors")
         rotation = None if np.count_nonzero(sample) <= _SPARSE * sample.size else _axes(sample)
         edges = _sparse_edges(sample) if rotation is None else _dense_edges(sample @ rotation)
-        ends = [d] if rotation is None else [end for end in range(_STAGE, d, _STAGE)] + [d]
+        ends = [d] if rotation is None else [*range(_STAGE, d, _STAGE), d]
         relative = _relative_error(d, rotation)
         self._core = _core.ExactIndex(vectors, least, rotation, edges, ends, relative)
         points = self._core.points()
