@@ -1,11 +1,10 @@
 """Exact nearest rows by inner product: the same answer on any machine, with any number of threads.
 
 Scores are float64 sums of exact products in a fixed order, rounded to six decimals, so that equal titles tie exactly
-and ties go to the lower row. Few rows are read: csrc/retrieval
-keeps half a byte a column, the cell that a value lies in, and leaves a row as soon as a proven upper bound (what the
-cells allow, Cauchy-Schwarz on the columns not read, plus all rounding errors) shows that it cannot be returned. Dense
-vectors are turned to their principal axes first, so that few columns say most; sparse ones (the hashing encoder) keep
-their axes: only the columns that a query has are read.
+and ties go to the lower row. Few rows are read: csrc/retrieval keeps half a byte a column, the cell that a value lies
+in, and leaves a row as soon as a proven upper bound (what the cells allow, Cauchy-Schwarz on the columns not read, plus
+all rounding errors) shows that it cannot be returned. Dense vectors are turned to their principal axes first, so that
+few columns say most; sparse ones (the hashing encoder) keep their axes: only the columns that a query has are read.
 """
 
 from __future__ import annotations
