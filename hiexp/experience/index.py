@@ -100,7 +100,7 @@ def _axes(sample: NDArray[np.float32]) -> NDArray[np.float32]:
 def _dense_edges(turned: NDArray[np.float32]) -> NDArray[np.float32]:
     """Where the 16 cells of each column meet, (15, d), evenly spaced around the mean."""
     steps = _STEP * np.arange(-7, 8)
-    return (turned.mean(axis=0) + np.outer(steps, turned.std(axis=0))).astype(np.float32)
+    return np.asarray(turned.mean(axis=0) + np.outer(steps, turned.std(axis=0)), np.float32)
 
 
 def _sparse_edges(sample: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -110,7 +110,7 @@ def _sparse_edges(sample: NDArray[np.float32]) -> NDArray[np.float32]:
     steps = [NormalDist(0.0, 2.0**0.5).inv_cdf(k / 14) for k in range(1, 14)]
     edges = np.outer(steps, spread)
     edges[6] = 0.0
-    return np.insert(edges, 7, np.finfo(np.float32).smallest_subnormal, axis=0).astype(np.float32)
+    return np.asarray(np.insert(edges, 7, np.finfo(np.float32).smallest_subnormal, axis=0), np.float32)
 
 
 def _relative_error(d: int, rotation: NDArray[np.float32] | None) -> float:
