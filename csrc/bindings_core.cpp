@@ -63,9 +63,9 @@ PYBIND11_MODULE(_core, m) {
 
   namespace retrieval = hiexp::retrieval;
   py::class_<retrieval::BoundIndex>(m, "ExactIndex", py::module_local())
-      .def(py::init<retrieval::Floats, std::vector<double>, std::optional<retrieval::Floats>, std::vector<float>,
-                    std::vector<size_t>, double>(),
-           "rows"_a.noconvert(), "least"_a, "rotation"_a, "scales"_a, "ends"_a, "relative"_a)
+      .def(py::init<retrieval::Floats, std::vector<double>, std::optional<retrieval::Floats>,
+                    std::optional<retrieval::Floats>, std::vector<size_t>, double>(),
+           "rows"_a.noconvert(), "least"_a, "rotation"_a, "edges"_a, "ends"_a, "relative"_a)
       .def("points", &retrieval::BoundIndex::points)
       .def("store", &retrieval::BoundIndex::store, "first"_a, "rotated"_a.noconvert())
       .def("search", &retrieval::BoundIndex::search, "queries"_a.noconvert(), "top_k"_a, "threshold"_a, "hidden"_a,

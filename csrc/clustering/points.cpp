@@ -15,6 +15,7 @@
 #include <unordered_map>
 
 #include "clustering/kernels.h"
+#include "row_hash.h"
 
 namespace hiexp::clustering {
 
@@ -37,17 +38,6 @@ void load_row(const Scalar* source, size_t d, Metric metric, size_t index, doubl
     if (!std::isfinite(row[k])) refuse_non_finite(row[k], index, k);
   }
   if (metric == Metric::cosine) normalise(row, d, index);
-}
-
-uint64_t hash_row(const double* row, size_t d) {
-  uint64_t hash = 0x9e3779b97f4a7c15ULL;
-  for (size_t k = 0; k < d; ++k) {
-    uint64_t bits;
-    std::memcpy(&bits, row + k, sizeof bits);
-    hash = (hash ^ bits) * 0x94d049bb133111ebULL;
-    hash ^= hash >> 29;
-  }
-  return hash;
 }
 
 void collapse_duplicates(Points& points, ThreadPool& pool) {

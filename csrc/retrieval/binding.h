@@ -18,12 +18,14 @@ using Floats = pybind11::array_t<float, pybind11::array::c_style>;
 // The index and the rows that it reads.
 struct BoundIndex {
   BoundIndex(Floats rows_of_index, std::vector<double> least, const std::optional<Floats>& rotation,
-             std::vector<float> scales, std::vector<size_t> ends, double relative)
+             const std::optional<Floats>& edges, std::vector<size_t> ends, double relative)
       : rows(std::move(rows_of_index)),
         index(rows.data(), static_cast<size_t>(rows.shape(0)), static_cast<size_t>(rows.shape(1)), std::move(least),
-              {rotation ? std::vector<float>(rotation->data(), rotation->data() + rotation->size())
-                        : std::vector<float>(),
-               std::move(scales), std::move(ends), relative}) {}
+              {copy(rotation), copy(edges), std::move(ends), relative}) {}
+
+  static std::vector<float> copy(const std::optional<Floats>& values) {
+    return values ? std::vector<float>(values->data(), values->data() + values->size()) : std::vector<float>();
+  }
 
   pybind11::array_t<int64_t> points() const {
     return pybind11::array_t<int64_t>(static_cast<pybind11::ssize_t>(index.points().size()), index.points().data());

@@ -7,24 +7,9 @@
 #include <limits>
 #include <stdexcept>
 
-#include "retrieval/kernels.h"
+#include "row_hash.h"
 
 namespace hiexp::retrieval {
-
-namespace {
-
-uint64_t hash_row(const float* row, size_t d) {
-  uint64_t hash = 0x9E3779B97F4A7C15ULL;
-  for (size_t i = 0; i < d; ++i) {
-    uint32_t word;
-    std::memcpy(&word, row + i, sizeof word);
-    hash = (hash ^ word) * 0xBF58476D1CE4E5B9ULL;
-    hash ^= hash >> 29;
-  }
-  return hash;
-}
-
-}  // namespace
 
 ExactIndex::ExactIndex(const float* rows, size_t n, size_t d, std::vector<double> least, Layout layout)
     : rows_(rows), n_(n), d_(d), least_(std::move(least)), layout_(std::move(layout)) {
@@ -37,16 +22,16 @@ ExactIndex::ExactIndex(const float* rows, size_t n, size_t d, std::vector<double
       lowest = std::min(lowest, least_[static_cast<size_t>(members_[static_cast<size_t>(at)])]);
     }
   }
-  slack_.assign(blocks, 0.0F);
+  block_norm_.assign(blocks, 0.0F);
+  low_.assign(d_, std::numeric_limits<float>::infinity());
+  high_.assign(d_, -std::numeric_limits<float>::infinity());
   size_t begin = 0;
   for (const size_t end : layout_.ends) {
-    codes_.emplace_back(blocks * (end - begin) * kBlock);
+    cells_.emplace_back(blocks * lines_of(layout_, end - begin));
     tails_.emplace_back(blocks * kBlock);
     begin = end;
   }
 }
-
-size_t ExactIndex::n_blocks() const { return (points_.size() + kBlock - 1) / kBlock; }
 
 // Equal rows (bit by bit) become one point: lessons about one question share its title.
 void ExactIndex::find_points() {
@@ -76,36 +61,45 @@ void ExactIndex::find_points() {
   }
 }
 
+// Writes the cells of one point's columns of a stage into the lines of its block.
+void ExactIndex::put(const uint8_t* cells, size_t width, Line* lines, size_t lane) const {
+  const size_t group = lane / kGroup * ((width + 7) / 8);
+  for (size_t c = 0; c < width; ++c) {
+    const int shift = layout_.dense() ? static_cast<int>(c % 8 / 4 * 4) : line_shift(lane);
+    uint8_t& byte =
+        layout_.dense() ? lines[group + c / 8].bytes[lane % kGroup * 4 + c % 4] : lines[c].bytes[line_byte(lane)];
+    byte |= static_cast<uint8_t>(cells[c] << shift);
+  }
+}
+
 void ExactIndex::store(size_t first, const float* rotated, size_t count) {
-  std::vector<double> coded(d_);
+  const size_t n_edges = layout_.edges.size() / d_;
+  std::vector<uint8_t> cells(d_);
   for (size_t i = 0; i < count; ++i) {
     const float* values = rotated + i * d_;
     const size_t point = first + i, block = point / kBlock, lane = point % kBlock;
-    double error = 0.0, norm = 0.0;
-    size_t begin = 0;
-    for (size_t stage = 0; stage < codes_.size(); ++stage) {
+    find_cells(values, layout_.edges.data(), n_edges, d_, cells.data());
+    for (size_t c = 0; c < d_; ++c) {
+      low_[c] = std::min(low_[c], values[c]);
+      high_[c] = std::max(high_[c], values[c]);
+    }
+    double error = 0.0, rest = 0.0;  // squares of the coding errors of columns read, and of the columns not read
+    for (size_t c = 0; c < d_; ++c) rest += static_cast<double>(values[c]) * values[c];
+    const double norm = std::sqrt(rest);
+    if (!std::isfinite(rest)) throw std::invalid_argument("vectors: expected finite values, got NaN or infinity");
+    block_norm_[block] = std::max(block_norm_[block], static_cast<float>(norm * (1.0 + 1e-6)));
+    for (size_t stage = 0, begin = 0; stage < cells_.size(); begin = layout_.ends[stage++]) {
       const size_t end = layout_.ends[stage];
-      int8_t* codes = codes_[stage].data() + block * (end - begin) * kBlock + lane;
-      for (size_t c = begin; c < end; ++c) {
-        // A value beyond the range is clipped; its error counts like any other.
-        const double scale = layout_.scales[c], steps = std::nearbyint(values[c] / scale);
-        const double code = std::isfinite(steps) ? std::clamp(steps, -127.0, 127.0) : 0.0;
-        codes[(c - begin) * kBlock] = static_cast<int8_t>(code);
-        coded[c] = code * scale;
-        error += (values[c] - coded[c]) * (values[c] - coded[c]);
-        norm += static_cast<double>(values[c]) * values[c];
+      put(cells.data() + begin, end - begin, cells_[stage].data() + block * lines_of(layout_, end - begin), lane);
+      for (size_t c = begin; layout_.dense() && c < end; ++c) {
+        const double off = values[c] - layout_.centre(cells[c], c, d_);
+        error += off * off;
       }
-      begin = end;
-    }
-    if (!std::isfinite(norm)) throw std::invalid_argument("vectors: expected finite values, got NaN or infinity");
-    double rest = 0.0;
-    for (size_t stage = codes_.size(), c = d_; stage-- > 0;) {
-      for (; c > layout_.ends[stage]; --c) rest += coded[c - 1] * coded[c - 1];
+      rest = 0.0;  // afresh: a difference of squares would lose digits
+      for (size_t c = end; c < d_; ++c) rest += static_cast<double>(values[c]) * values[c];
       // A float rounded upwards: bounds must not fall below the truth.
-      tails_[stage][point] = static_cast<float>(std::sqrt(rest) * (1.0 + 1e-6));
+      tails_[stage][point] = static_cast<float>(std::sqrt(kErrorWeight * error + rest) * (1.0 + 1e-6));
     }
-    const double slack = (std::sqrt(error) + layout_.relative * (std::sqrt(norm) + std::sqrt(error))) * (1.0 + 1e-6);
-    slack_[block] = std::max(slack_[block], static_cast<float>(slack));
   }
 }
 

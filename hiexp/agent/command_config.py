@@ -86,6 +86,7 @@ def output_directory(out: Path, settings: dict[str, Any]) -> Path:
         ValueError: other settings; the differing keys are listed.
         DataError: the folder holds something else, or a damaged settings file.
     """
+    from hiexp.rl.config import TrainConfig
     from hiexp.rl.config_parse import differing_keys
 
     file = out / SETTINGS
@@ -94,7 +95,8 @@ def output_directory(out: Path, settings: dict[str, Any]) -> Path:
             stored = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise DataError(f"{file}: not valid JSON ({error})") from error
-        lines = differing_keys(stored, settings)
+        # A setting that is not stored did not exist then.
+        lines = differing_keys(stored, settings, TrainConfig().to_dict())
         # Settings alone are what a command left that failed before its first result.
         if lines and any(path.name not in (SETTINGS, ".lock") for path in out.iterdir()):
             raise ValueError(f"--out {out}: holds rollouts with other settings ({'; '.join(lines)}); choose another")

@@ -19,6 +19,7 @@ from hiexp.agent.decoding import Row, Turn, forward, prefill, prefill_groups, sa
 from hiexp.agent.engine import EngineError, Generation, Sampling, check_prompts, check_turn, extend_rows
 from hiexp.agent.kv_cache import Layout, RowCache
 from hiexp.agent.stopping import StopRule
+from hiexp.clock import Clock
 
 torch = require("torch", "train", "hiexp.agent.engine_transformers")
 cache_utils = require("transformers.cache_utils", "train", "hiexp.agent.engine_transformers")
@@ -37,6 +38,8 @@ class TransformersEngine:
         tokenizer: Hugging Face tokenizer.
         device: where to put the model; None leaves it where it is.
         context_length: limit of prompt plus response in tokens; None takes the model's own.
+
+    ``clock``: seconds of ``prefill`` and ``decode``, sampling included; on CUDA too, because sampling waits for it.
     """
 
     def __init__(self, model: Any, tokenizer: Any, device: Any = None, context_length: int | None = None) -> None:
@@ -45,6 +48,7 @@ class TransformersEngine:
         self.model = model if device is None else model.to(device)
         self.tokenizer = tokenizer
         self.context_length = _context_length(model.config, context_length)
+        self.clock = Clock()
         self._last_logits_only = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._rules: dict[tuple[str, ...], StopRule] = {}
         self._layout: tuple[Any, Layout] | None = None
@@ -181,10 +185,9 @@ class TransformersSession:
             self._settle()
             self._waited += 1
             due = len(self._queue) >= _JOIN_SHARE * len(self._turns) or self._waited >= _LONGEST_WAIT
-            if self._queue and due:
-                self._admit()
-            else:
-                self._step()
+            joins = bool(self._queue and due)
+            with self.engine.clock.part("prefill" if joins else "decode"):
+                (self._admit if joins else self._step)()
         except torch.OutOfMemoryError as error:
             raise EngineError(f"out of memory with {len(self._turns)} rows in the batch: {error}") from error
 

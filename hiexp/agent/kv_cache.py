@@ -8,6 +8,7 @@ row moves with one copy per shape instead of two per layer.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -64,7 +65,9 @@ class RowLayer(cache_utils.DynamicLayer):  # type: ignore[misc, name-defined, un
 
     def __init__(self, cache: RowCache, keys: Place | None, values: Place | None) -> None:
         super().__init__()
-        self._cache, self._places = cache, (keys, values)
+        # A strong reference would be a cycle, and the buffers would stay until Python's next full collection.
+        self._cache = weakref.proxy(cache)
+        self._places = (keys, values)
         self.is_initialized = True
 
     def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -74,7 +77,7 @@ class RowLayer(cache_utils.DynamicLayer):  # type: ignore[misc, name-defined, un
 
     def get_seq_length(self) -> int:
         """Slots in use before the block that is being written."""
-        return self._cache.used
+        return int(self._cache.used)
 
 
 class RowCache(cache_utils.Cache):  # type: ignore[misc, name-defined, unused-ignore]

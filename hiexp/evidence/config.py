@@ -27,6 +27,7 @@ class Arm:
         share: of each group's rollouts that are shown it.
         start: whether E2 and E3 entries stand in the prompt. tool: whether E1 entries come with documents.
         kind: policy loss. minibatches: updates per step.
+        longer: trained for as many more steps as the rollouts cost that the HEK was distilled from.
     """
 
     about: str
@@ -36,6 +37,7 @@ class Arm:
     tool: bool = True
     kind: Literal["grpo", "gspo"] = "grpo"
     minibatches: int = 1
+    longer: bool = False
 
     def condition(self, name: str) -> str:
         """The test condition in which the arm ``name`` is shown what it was trained with."""
@@ -69,6 +71,7 @@ ARMS: dict[str, Arm] = {
     "shuffled": Arm("the HEK's lessons under each other's titles", store="shuffled"),
     "plain": Arm("one line of general instruction", store="plain"),
     "teacher": Arm("HEK distilled from the oracle-trained policy", store="teacher"),
+    "none-longer": Arm("no HEK, as many rollouts more as the HEK was distilled from", share=0.0, longer=True),
     "grpo4-none": Arm("no HEK, 4 updates a step, GRPO", share=0.0, minibatches=_UPDATES),
     "gspo4-none": Arm("no HEK, 4 updates a step, GSPO", share=0.0, kind="gspo", minibatches=_UPDATES),
     "grpo4-half": Arm("HEK in half of each group, 4 updates a step, GRPO", share=0.5, minibatches=_UPDATES),
@@ -149,8 +152,15 @@ class EvidenceConfig:
             model=replace(train.model, path=str(policy)),
             experience=arm.experience(train.experience),
             algorithm=replace(train.algorithm, kind=arm.kind, minibatches=arm.minibatches),
-            run=replace(train.run, dir=str(folder), seed=seed),
+            run=replace(train.run, dir=str(folder), seed=seed, steps=self.arm_steps(name)),
         )
+
+    def arm_steps(self, name: str) -> int:
+        """Training steps of one arm."""
+        run = self.train.run
+        spent = self.source.questions * self.source.group_size
+        more = -(-spent // (run.questions_per_step * self.train.rollout.group_size)) if ARMS[name].longer else 0
+        return run.steps + more
 
 
 def check_arms(names: list[str]) -> list[str]:

@@ -128,7 +128,10 @@ def training_measures(rows: Sequence[Mapping[str, Any]]) -> Row:
     def series(key: str) -> np.ndarray[Any, Any]:
         return np.array([row[key] for row in rows if row.get(key) is not None], dtype=np.float64)
 
-    reward, norm = series("reward_mean"), series("grad_norm")
+    reward = series("reward_mean")
+    # The update divides by the rollouts that it trains; over all of the step's, as GRPO's equation 3 has it, the norm
+    # shrinks by the share that has no variance. A step without update has no gradient.
+    norm = np.array([(row.get("grad_norm") or 0.0) * (1.0 - row["zero_variance_share"]) for row in rows])
     tail = max(1, round(PLATEAU_SHARE * len(reward)))
     means = np.convolve(reward, np.full(WINDOW, 1.0 / WINDOW), mode="valid") if len(reward) >= WINDOW else reward[:0]
     untold = series("reward_without_experience")

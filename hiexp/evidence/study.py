@@ -165,7 +165,7 @@ class Study:
 
     def _final(self, name: str) -> Path:
         """The trained model of an arm; there once its last step is on the disk."""
-        return self.folder / "arms" / name / "checkpoints" / f"step_{self.config.train.run.steps:06d}" / "model"
+        return self.folder / "arms" / name / "checkpoints" / f"step_{self.config.arm_steps(name):06d}" / "model"
 
     # Tests
 

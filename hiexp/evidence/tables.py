@@ -103,7 +103,8 @@ def _steadiness(summary: Summary) -> Body:
         (
             "Variance of reward minus group mean, before the division by the group's standard deviation. Low variance "
             "can mean steady learning or groups with nothing left to learn from: read it with the share of "
-            "zero-variance groups. KL in nats per sampled token, on test rollouts. Seconds: on a shared machine."
+            "zero-variance groups. Gradient norm: of the loss over all rollouts of a step, 0 where none is trained. KL "
+            "in nats per sampled token, on test rollouts. Seconds: on a shared machine."
         ),
     )
 

@@ -14,6 +14,7 @@ from hiexp.evidence.results import AS_TRAINED, BASELINE, ENDPOINTS
 from hiexp.evidence.tables import Summary, with_interval
 from hiexp.tasks.statistics import t_interval
 
+_LONGER = "none-longer"
 _CONTROLS = ("placebo", "shuffled", "plain")
 
 
@@ -72,6 +73,10 @@ def _headlines(summary: Summary) -> list[str]:
         found += _says(
             summary, f"{arm} shown the HEK against {BASELINE} without it (as they would be used)", (arm, "hek.seen.em"),
             (BASELINE, "without.seen.em"),
+        )  # fmt: skip
+        found += _says(
+            summary, f"{arm} shown the HEK against {_LONGER} without it (the same with equally many rollouts in all)",
+            (arm, "hek.seen.em"), (_LONGER, "without.seen.em"),
         )  # fmt: skip
     return found
 
@@ -263,6 +268,7 @@ def _limits(summary: Summary) -> list[str]:
         f"{len(summary['seeds'])} seed(s): intervals are wide, and none is corrected for the number of comparisons.",
         f"Test rollouts that were shown a line with their own answer: {int(leaks)}.",
         f"F1 and CEM differ from EM by at most {_metric_gap(summary):.3f} in any test: answers are one word.",
+        "Not measured: coverage of the intervals, false promotions and retirements (the store is frozen).",
         "A tiny policy in a generated world, warm-started to read lessons: mechanisms, not any real model's accuracy.",
     ]
 

@@ -15,9 +15,8 @@ from hiexp.agent.arms import ARMS
 from hiexp.agent.eval_store import RESULT
 from hiexp.agent.eval_table import statement
 from hiexp.io import DataError
-from hiexp.report.figures import arm_color, svg_axes
+from hiexp.report.figures import Picture, arm_color, svg_axes
 from hiexp.report.markup import esc, number
-from hiexp.report.plots import Picture
 
 # Columns of the tables, where a result has them; pass@k columns follow the score they belong to.
 _SCORES = ("em", "f1", "cem", "accuracy", "judge", "main")

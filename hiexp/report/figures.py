@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from hiexp._extras import require
@@ -40,6 +41,15 @@ _STYLE = {
     "legend.fontsize": 8,
     "lines.solid_capstyle": "round",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture of the page."""
+
+    title: str
+    note: str
+    svg: str
 
 
 def arm_color(index: int) -> str:

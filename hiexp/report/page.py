@@ -14,9 +14,9 @@ from typing import Any
 from hiexp.io import atomic_write
 from hiexp.report.comparison import METRICS, WINDOW, Row, Scores, arm_row, default_threshold, starting_rows
 from hiexp.report.evaluations import EvalResult, evaluations_html, is_evaluation, load_evaluations
-from hiexp.report.figures import START_COLOR, arm_color
+from hiexp.report.figures import START_COLOR, Picture, arm_color
 from hiexp.report.markup import esc, number
-from hiexp.report.plots import Picture, curve_pictures, evaluation_pictures
+from hiexp.report.plots import curve_pictures, evaluation_pictures
 from hiexp.report.runs import Run, load_runs
 from hiexp.report.trajectories import LEGEND, trajectories_html
 from hiexp.report.verdict import Verdict, judge, metric_name

@@ -16,13 +16,12 @@ import numpy as np
 from hiexp._extras import require
 from hiexp.io import atomic_write
 from hiexp.report.comparison import arm_row, interval, primary_metric, starting_rows
-from hiexp.report.figures import START_COLOR, arm_color, svg_axes
+from hiexp.report.figures import START_COLOR, Picture, arm_color, svg_axes
 from hiexp.report.runs import Array, Run, load_runs
+from hiexp.report.times import time_pictures
 from hiexp.report.verdict import metric_name
 
 _SIZE = (4.4, 2.5)  # inches
-PHASES = (("seconds_rollout", "rollouts"), ("seconds_score", "scoring"), ("seconds_update", "update"))
-_PHASE_COLORS = ("#7c6bd0", "#3aa6a0", "#c79a2b", "#9a9a9a")
 _LINE_STYLES = ("-", "--", ":")
 
 
@@ -79,23 +78,15 @@ CURVES = (
     ),
     Curve("Malformed or cut off", "Share of rollouts that broke the grammar, or ran out of tokens.",
           ("finish_malformed", "finish_max_tokens"), ("malformed", "out of tokens")),
+    Curve("Peak memory", "MiB; of the host since the process began, of the GPU within the step.",
+          ("peak_rss_mb", "peak_cuda_mb"), ("host", "GPU")),
     Curve("HEK size", "Active entries per level.", ("hek_E1", "hek_E2", "hek_E3"), ("E1", "E2", "E3")),
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One picture of the page."""
-
-    title: str
-    note: str
-    svg: str
-
-
 def curve_pictures(runs: Sequence[Run]) -> list[Picture]:
-    """The pictures of :data:`CURVES` for which at least one run has numbers, and the time per phase."""
-    time = _time_picture(runs)
-    return [*(_curve(curve, runs) for curve in CURVES if _recorded(curve, runs)), *([time] if time else [])]
+    """The pictures of :data:`CURVES` for which at least one run has numbers, and the time by part."""
+    return [*(_curve(curve, runs) for curve in CURVES if _recorded(curve, runs)), *time_pictures(runs)]
 
 
 def _recorded(curve: Curve, runs: Sequence[Run]) -> bool:
@@ -184,33 +175,6 @@ def _evaluation_curve(metric: str, runs: Sequence[Run]) -> Picture:
         _finish(axes, ("without HEK", "with HEK"))
     title = "Searches per answer (test)" if metric == "searches_per_answer" else f"Test {metric_name(metric)}"
     return Picture(title, "Evaluation, without the HEK and with it.", out[0])
-
-
-def _time_picture(runs: Sequence[Run]) -> Picture | None:
-    """Mean seconds a step, by phase; None where no run recorded any."""
-    timed = [run for run in runs if len(run.series("seconds_step")[0])]
-    if not timed:
-        return None
-    out: list[str] = []
-    names = [run.name for run in timed]
-    # About 0.075 inches a letter; longer names are cut by the picture's edge.
-    left = min(0.2 + 0.075 * max(map(len, names)), _SIZE[0] / 2)
-    with svg_axes(_SIZE[0], 0.9 + 0.35 * len(timed), out, name="time", left=left, top=0.35) as axes:
-        parts = np.array([_phase_seconds(run) for run in timed])  # (runs, phases + 1)
-        done = np.zeros(len(timed))
-        for column, label in enumerate([*(label for _, label in PHASES), "other"]):
-            axes.barh(names, parts[:, column], left=done, color=_PHASE_COLORS[column], height=0.6, label=label)
-            done += parts[:, column]
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel("seconds")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, handlelength=1.0)
-    return Picture("Time per step", "Mean over all steps, by phase.", out[0])
-
-
-def _phase_seconds(run: Run) -> list[float]:
-    means = [float(values.mean()) if len(values) else 0.0 for values in (run.series(key)[1] for key, _ in PHASES)]
-    return [*means, max(0.0, float(run.series("seconds_step")[1].mean()) - sum(means))]
 
 
 def comparison_png(run_dirs: Sequence[str | Path], out: str | Path) -> None:

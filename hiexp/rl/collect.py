@@ -96,5 +96,5 @@ def _joined(rounds: list[ActedStep], chosen: list[list[int]]) -> ActedStep:
         np.array([acted.rewards[i] for acted, i in rows]),
         np.array(numbers),
         [acted.with_experience[i] for acted, i in rows],
-        {key: sum(acted.seconds[key] for acted in rounds) for key in rounds[0].seconds},
+        {key: sum(acted.seconds.get(key, 0.0) for acted in rounds) for key in rounds[0].seconds},
     )

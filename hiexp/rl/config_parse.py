@@ -189,13 +189,29 @@ def dump_yaml(config: Any) -> str:
     return str(yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True))
 
 
-def differing_keys(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
-    """Lines ``key: old -> new`` for every leaf that differs between two nested dicts."""
+def changed_settings(stored: dict[str, Any], config: Any) -> list[str]:
+    """Lines ``key: old -> new`` for every setting of ``config`` that differs from the ``stored`` ones.
+
+    A setting that is not stored did not exist then and counts as the default of its dataclass, which keeps what was
+    done before there was a choice.
+    """
+    return differing_keys(stored, to_plain(config), _defaults(config))
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    # Every stage's own: what a quickstart presets in a stage it may have preset since.
+    stages = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    inner = {name: _defaults(value) for name, value in stages.items() if dataclasses.is_dataclass(value)}
+    return to_plain(type(config)()) | inner
+
+
+def differing_keys(old: dict[str, Any], new: dict[str, Any], absent: dict[str, Any], path: str = "") -> list[str]:
+    """Lines ``key: old -> new`` for every leaf that differs between nested dicts; ``absent``: what ``old`` lacks."""
     lines: list[str] = []
     for key in [*old, *(key for key in new if key not in old)]:
-        before, after = old.get(key), new.get(key)
+        before, after = old.get(key, absent.get(key)), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            lines += differing_keys(before, after, f"{path}{key}.")
+            lines += differing_keys(before, after, absent.get(key, {}), f"{path}{key}.")
         elif before != after:
             lines.append(f"{path}{key}: {before!r} -> {after!r}")
     return lines

@@ -85,11 +85,6 @@ def check_engine(config: TrainConfig, processes: int = 1) -> None:
     """
     check_logprobs(config, "training")
     server, vllm = bool(config.rollout.server), config.rollout.engine == "vllm" and not config.rollout.server
-    if (server or vllm) and config.model.lora_rank > 0:
-        raise ValueError(
-            "model.lora_rank: expected 0 with vLLM or a server, whose weights have no adapters; use "
-            "rollout.engine: transformers"
-        )
     if processes > 1 and (config.rollout.staleness > 0 or vllm):
         raise ValueError(
             f"rollout.engine, rollout.staleness: vLLM in process and rollouts ahead need one process, got {processes}; "

@@ -36,7 +36,7 @@ from hiexp.rl.config import TrainConfig
 from hiexp.rl.credit import assign
 from hiexp.rl.distributed import Ranks
 from hiexp.rl.evaluate import evaluate, evaluation_batches
-from hiexp.rl.memory import peak_memory
+from hiexp.rl.memory import peak_memory, return_freed_memory
 from hiexp.rl.metrics import MetricsLog, reward_metrics, rollout_metrics
 from hiexp.rl.model import check_policy, load_policy, packs_prefixes, pad_token_id, prepare, resolve_device
 from hiexp.rl.policy import Policy, random_state, set_random_state
@@ -199,8 +199,10 @@ class GRPOTrainer:
         """One training step; returns its metrics."""
         begin = time.perf_counter()
         acted = self._act(step)
+        return_freed_memory()
         learning = time.perf_counter()
         metrics = self._learn(acted, step)
+        return_freed_memory()
         self._source.updated(step)
         end = time.perf_counter()
         seen = acted if acted.sampled is None else acted.sampled
@@ -208,7 +210,7 @@ class GRPOTrainer:
             "step": step, **reward_metrics(seen.rewards, seen.groups, seen.with_experience), **metrics,
             **rollout_metrics(seen.rollouts, seen.with_experience), **snapshot_metrics(self.snapshot),
             **acted.metrics, "staleness": acted.staleness, **peak_memory(self.accelerator.device),
-            **acted.seconds, "seconds_update": end - learning, "seconds_step": end - begin,
+            **acted.seconds, **self._update.clock.take(), "seconds_update": end - learning, "seconds_step": end - begin,
         }  # fmt: skip
 
     def _act(self, step: int) -> ActedStep:
@@ -227,6 +229,8 @@ class GRPOTrainer:
         batch = round_questions(self.task, step, number, wanted, asked)
         if batch is None:
             return None
+        clock = self._source.clock
+        clock.take()  # what an evaluation took is no part of the step
         if number == 0:
             rollouts, engine = self._source.rollouts(step)
         else:
@@ -235,7 +239,7 @@ class GRPOTrainer:
         acted = time.perf_counter()
         questions = [question for question in batch.questions for _ in range(size)]
         rewards = score_rollouts(rollouts, questions, self.task, config.task.metric, config.task.malformed_reward)
-        seconds = {"seconds_rollout": acted - begin, "seconds_score": time.perf_counter() - acted}
+        seconds = {"seconds_rollout": acted - begin, "seconds_score": time.perf_counter() - acted, **clock.take()}
         count = len(batch.questions)
         return ActedStep(
             questions, rollouts, rewards, np.repeat(np.arange(count), size), self._informed(count), seconds,

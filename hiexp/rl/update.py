@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from hiexp.agent.record import Rollout
+from hiexp.clock import Clock
 from hiexp.ops.linear_policy_loss import linear_policy_loss
 from hiexp.ops.policy_loss import PolicyLoss
 from hiexp.ops.token_logprobs import token_logprobs
@@ -76,7 +78,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What one optimiser update is made from; ``first``: no rollout of it was trained on in this step before."""
+    """What one optimiser update is made from; ``measured``: the engine's mismatch is taken from its rollouts."""
 
     rollouts: Sequence[Rollout]
     advantages: Array
@@ -84,7 +86,7 @@ class _Job:
     indices: list[int]
     scores: Scores
     step: int
-    first: bool
+    measured: bool
 
 
 class PolicyUpdate:
@@ -103,6 +105,8 @@ class PolicyUpdate:
         kl_in_reward: the KL term is in the rewards already and stays out of the loss.
         ranks: the processes that share the work; None is this one alone.
         packed: whether rollouts share prefixes, see :func:`hiexp.rl.model.packs_prefixes`; None tries it out.
+
+    ``clock``: seconds of the parts, see :data:`hiexp.rl.metrics.TIME_KEYS`.
     """
 
     def __init__(
@@ -126,6 +130,7 @@ class PolicyUpdate:
         self.kl_in_reward, self.ranks = kl_in_reward, Ranks() if ranks is None else ranks
         self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
         self.budget = TokenBudget(config.tokens_per_microbatch)
+        self.clock = Clock()
         self._packed = packs_prefixes(accelerator.unwrap_model(scorer).model) if packed is None else packed
         self._recipe = find_loss(config.kind)
         aggregation = config.aggregation or self._recipe.aggregation
@@ -150,10 +155,12 @@ class PolicyUpdate:
         if engine:
             old = {i: engine_logprobs(rollouts[i], self.accelerator.device) for i in indices}
         elif self._several_updates or self._weighs or whole:
-            old = self._score_all(self.scorer, rollouts, indices, step)
+            with self.clock.part("old_logprobs"):
+                old = self._score_all(self.scorer, rollouts, indices, step)
         reference = None
         if self.reference is not None:
-            reference = self._score_all(self.reference, rollouts, indices, step)
+            with self.clock.part("reference"):
+                reference = self._score_all(self.reference, rollouts, indices, step)
         return Scores(old, reference, engine)
 
     def run(
@@ -174,8 +181,9 @@ class PolicyUpdate:
 
         Returns lr, loss, grad_norm, kl_coef, oom_retries, trained_tokens, and as token means over all updates
         :data:`hiexp.rl.totals.REPORTED` and the loss's own; engine_mismatch (|engine log-prob - trainer's before the
-        update|), its maximum and its share beyond the bound over the tokens of the first pass. With nothing to train
-        there is lr alone, and weights and optimiser moments stay as they are.
+        update|), its maximum and its share beyond the bound over all tokens or, where the ratio is taken to the
+        engine's log-probs, over those of the first minibatch: the trainer's come from the update itself there. With
+        nothing to train there is lr alone, and weights and optimiser moments stay as they are.
 
         Raises:
             NonFiniteError: loss or gradient is not finite; the weights are those before the update.
@@ -185,17 +193,19 @@ class PolicyUpdate:
         if not trained:
             return {"lr": lr}
         scores = self.score(rollouts, trained, step, staleness) if scores is None else scores
-        totals, losses, norms = Totals(), [], []
+        totals, losses, norms = Totals(), list[float](), list[float]()
         for epoch in range(self.config.epochs):
             order = np.random.default_rng([self.seed, step, epoch]).permutation(np.asarray(trained))
             for minibatch in np.array_split(order, min(self.config.minibatches, len(order))):
-                job = _Job(rollouts, advantages, rewards, minibatch.tolist(), scores, step, epoch == 0)
+                # The trainer's log-probs before the update: scored, or those of the first minibatch.
+                measured = not losses if scores.stale else epoch == 0
+                job = _Job(rollouts, advantages, rewards, minibatch.tolist(), scores, step, measured)
                 loss, norm = self._optimise(job, totals)
                 losses.append(loss)
                 norms.append(norm)
         metrics = {
             "lr": lr, "loss": float(np.mean(losses)), "grad_norm": float(np.mean(norms)), **totals.metrics(),
-            "trained_tokens": totals.tokens["engine_mismatch"], "oom_retries": self.budget.retries,
+            "trained_tokens": _trained_tokens(rollouts, trained), "oom_retries": self.budget.retries,
             "kl_coef": self.kl.coefficient,
         }  # fmt: skip
         self.budget.retries = 0
@@ -281,21 +291,20 @@ class PolicyUpdate:
 
     def _optimise(self, job: _Job, totals: Totals) -> tuple[float, float]:
         """One optimiser update over the rollouts of ``job``; returns loss and gradient norm."""
-
-        def work(batches: Sequence[MicroBatch]) -> tuple[float, Totals, MicroBatch]:
-            return *self._backward(job, batches), batches[-1]
-
         what = f"step {job.step}, update"
-        loss, found, batch = self._within_memory(work, job.rollouts, job.indices, what)
+        loss, found = self._within_memory(partial(self._backward, job), job.rollouts, job.indices, what)
         for part in self.ranks.gather(found):
             totals.merge(part)
         loss = self.ranks.sum({"loss": loss})["loss"]
-        norm = float(self.accelerator.clip_grad_norm_(self.scorer.parameters(), self.config.max_grad_norm))
+        with self.clock.part("backward"):  # on CUDA the norm waits for it
+            norm = float(self.accelerator.clip_grad_norm_(self.scorer.parameters(), self.config.max_grad_norm))
         if not np.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
-            raise self._fault(f"the gradient is not finite ({norm})", job, batch, {})
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            # It is the sum over all micro-batches: any of them may have spoiled it.
+            raise self._fault(f"the gradient is not finite ({norm})", job, job.indices, {})
+        with self.clock.part("optimiser"):
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
 
     def _backward(self, job: _Job, batches: Sequence[MicroBatch]) -> tuple[float, Totals]:
@@ -303,7 +312,7 @@ class PolicyUpdate:
         # Of the whole update, not of this rank's share: gradients of all ranks add up to those of one process.
         denominator = float(len(job.indices))
         if self._aggregation == "token":
-            denominator = float(sum(len(sampled_positions(job.rollouts[i])) for i in job.indices))
+            denominator = float(_trained_tokens(job.rollouts, job.indices))
         total, totals = 0.0, Totals()
         for number, batch in enumerate(batches, start=1):
             tokens, found = self._tokens(job, batch), Totals()
@@ -315,7 +324,7 @@ class PolicyUpdate:
             total += float(result.loss.detach())
             totals.merge(found)
             totals.add_loss(result.metrics)
-            if job.first:
+            if job.measured:
                 before = result.logprobs if tokens["old"] is None or job.scores.stale else tokens["old"]
                 totals.add_mismatch(before, tokens["engine"])
         return total, totals
@@ -324,13 +333,16 @@ class PolicyUpdate:
         self, job: _Job, batch: MicroBatch, tokens: dict[str, Any], arguments: dict[str, Any]
     ) -> PolicyLoss:
         """Adds the gradient of one micro-batch; a loss that is not finite ends the step before that."""
-        result: PolicyLoss = self.scorer(batch, loss=arguments)
-        loss = float(result.loss.detach())
+        with self.clock.part("forward"):
+            result: PolicyLoss = self.scorer(batch, loss=arguments)
+            loss = float(result.loss.detach())
         if not np.isfinite(loss) or result.metrics["nonfinite_tokens"]:
             self.optimizer.zero_grad(set_to_none=True)
-            raise self._fault(f"the loss is not finite ({loss})", job, batch, tokens | {"logprobs": result.logprobs})
+            found = tokens | {"logprobs": result.logprobs}
+            raise self._fault(f"the loss is not finite ({loss})", job, batch.indices, found)
         # The engines of accelerate average gradients over ranks; what a filler computes counts for nothing.
-        self.accelerator.backward(result.loss * (0.0 if batch.filler else float(self.ranks.size)))
+        with self.clock.part("backward"):
+            self.accelerator.backward(result.loss * (0.0 if batch.filler else float(self.ranks.size)))
         return result
 
     def _gradients_met(self, last: bool) -> AbstractContextManager[Any]:
@@ -375,9 +387,13 @@ class PolicyUpdate:
         truncation = None if self._weighs else config.importance_cap
         return {**shared, "kind": self._recipe.fused, "advantages": advantages, "truncation": truncation}
 
-    def _fault(self, what: str, job: _Job, batch: MicroBatch, tokens: dict[str, Any]) -> Exception:
+    def _fault(self, what: str, job: _Job, indices: Sequence[int], tokens: dict[str, Any]) -> Exception:
         values = {"reward": job.rewards, "advantage": job.advantages}
-        return non_finite(what, job.step, job.rollouts, batch, tokens, values, self.faults)
+        return non_finite(what, job.step, job.rollouts, indices, tokens, values, self.faults)
+
+
+def _trained_tokens(rollouts: Sequence[Rollout], indices: Sequence[int]) -> int:
+    return sum(len(sampled_positions(rollouts[i])) for i in indices)
 
 
 def _gather(scores: dict[int, Any] | None, batch: MicroBatch) -> Any:

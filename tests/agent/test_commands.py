@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 import pytest
 
@@ -51,6 +52,11 @@ def test_rollouts_continue_after_a_kill_and_do_not_depend_on_shards(given, tmp_p
 
 
 def test_rollouts_of_other_settings_are_not_mixed(given, tmp_path):
+    hiexp("rollout", *given, "--k", 2, "--limit", 1, "--out", tmp_path / "a")
+    file = tmp_path / "a" / "settings.json"
+    settings = json.loads(file.read_text())
+    del settings["rollout"]["max_searches"]  # as if it had not existed then
+    file.write_text(json.dumps(settings))
     hiexp("rollout", *given, "--k", 2, "--limit", 1, "--out", tmp_path / "a")
     with pytest.raises(ValueError, match=r"holds rollouts with other settings \(k: 2 -> 3\)"):
         hiexp("rollout", *given, "--k", 3, "--limit", 1, "--out", tmp_path / "a")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -295,3 +298,20 @@ def test_training_mode_and_gradients_are_left_alone(tiny_models, fast_tokenizer)
         assert model(input_ids=torch.tensor([[5, 6]])).logits.requires_grad
     finally:
         model.eval()
+
+
+def test_the_cache_of_a_session_goes_with_it(tiny_models, fast_tokenizer):
+    engine = TransformersEngine(tiny_models["llama"], fast_tokenizer)
+    session = engine.open(prompts_of(2, len(fast_tokenizer)), [1, 2])
+    session.start([0, 1], [6, 6], [], Sampling())
+    session.finished(block=False)
+    assert engine.clock.take().keys() == {"seconds_prefill"}
+    session.finished(block=False)
+    assert engine.clock.take().keys() == {"seconds_decode"}
+    buffers = [weakref.ref(buffer) for buffer in session._batch._buffers]
+    gc.disable()  # a cycle would wait for the collector, and hold its memory through the update
+    try:
+        del session
+        assert [buffer() for buffer in buffers] == [None] * len(buffers)
+    finally:
+        gc.enable()

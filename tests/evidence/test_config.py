@@ -41,3 +41,12 @@ def test_every_loss_has_a_counterpart_that_differs_in_nothing_else():
             twin = settings(name.replace("gspo4", "grpo4"))
             assert settings(name) == (*twin[:3], "gspo", twin[4])
             assert twin[4] > 1  # with one update a step the two losses have the same gradient
+
+
+def test_the_longer_arm_spends_what_the_hek_was_distilled_from():
+    config = EvidenceConfig()
+    spent = config.source.questions * config.source.group_size
+    step = config.train.run.questions_per_step * config.train.rollout.group_size
+    more = config.arm_steps("none-longer") - config.arm_steps("none")
+    assert (more - 1) * step < spent <= more * step
+    assert {config.arm_steps(name) for name in ARMS if name != "none-longer"} == {config.train.run.steps}

@@ -50,8 +50,15 @@ def test_measures_of_a_run():
     assert found["steps_to_0.5"] == 6
     assert found["steps_to_0.8"] == 9
     assert (found["seconds"], found["grad_norm_cv"], found["advantage_var"]) == (20.0, 0.0, pytest.approx(0.1))
+    assert found["grad_norm"] == 0.5  # half of the groups had nothing to train on
     assert training_measures(metrics([0.1] * 10))["steps_to_0.5"] is None
     assert training_measures(metrics([0.9] * 3))["steps_to_0.5"] is None
+
+
+def test_a_step_without_update_has_no_gradient():
+    rows = metrics([1.0, 1.0], zero_variance_share=0.0)
+    rows[1] |= {"grad_norm": None, "zero_variance_share": 1.0}
+    assert training_measures(rows)["grad_norm"] == 0.5
 
 
 def test_differences_are_paired_within_seeds(tmp_path: Path):

@@ -5,33 +5,12 @@ import pytest
 
 from hiexp.experience.calibrate import E1_BOUNDS, Calibration, calibrate, calibrate_search
 from hiexp.experience.encoder import HashingEncoder
-from hiexp.experience.record import Experience
 from hiexp.experience.store import HEK
+
+from .conftest import lesson
 
 ENCODER = HashingEncoder(64)
 TEXTS = [f"entirely different text number {i} about subject {i * 7919 % 101}" for i in range(400)]
-
-
-def lesson(number=0, **fields):
-    base = {
-        "level": "E1",
-        "title": f"When did play {number} open?",
-        "description": f"look for premiere , not composition {number}",
-        "qa_groups": (f"q{number}",),
-        "sources": (f"q{number}/0/1", f"q{number}/0/2"),
-    }
-    return Experience(**(base | fields))
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "hek.sqlite"
-
-
-@pytest.fixture
-def hek(path):
-    with HEK.create(path, encoder="hashing:64") as store:
-        yield store
 
 
 def test_calibration_is_stored(path, hek):

@@ -5,32 +5,12 @@ import json
 import pytest
 
 from hiexp.experience.encoder import HashingEncoder
-from hiexp.experience.record import STATUSES, Experience
+from hiexp.experience.record import STATUSES
 from hiexp.experience.store import HEK
 from hiexp.io import DataError
 from hiexp.tasks.question import Question
 
-
-def lesson(number=0, **fields):
-    base = {
-        "level": "E1",
-        "title": f"When did play {number} open?",
-        "description": f"look for premiere , not composition {number}",
-        "qa_groups": (f"q{number}",),
-        "sources": (f"q{number}/0/1", f"q{number}/0/2"),
-    }
-    return Experience(**(base | fields))
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "hek.sqlite"
-
-
-@pytest.fixture
-def hek(path):
-    with HEK.create(path, encoder="hashing:64") as store:
-        yield store
+from .conftest import lesson
 
 
 @pytest.mark.parametrize("name", ["hek.jsonl", "hek.jsonl.gz"])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import resource
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from hiexp.rl.memory import TokenBudget, is_out_of_memory, peak_memory
+from hiexp.rl.memory import TokenBudget, is_out_of_memory, peak_memory, return_freed_memory
 
 
 @pytest.mark.parametrize(
@@ -119,3 +124,21 @@ def test_peak_memory_is_that_of_the_process():
     with open("/proc/self/status") as status:
         (peak,) = [int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM")]
     assert found["peak_rss_mb"] == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_freed_memory_goes_back_to_the_system():
+    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("the C library is not glibc")
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    # Blocks below the smallest size that glibc maps on its own; the last one keeps the heap from shrinking by itself.
+    blocks = [torch.ones(16_000) for _ in range(2000)]  # 128 MB
+    last = blocks[-1]
+    del blocks
+    full = resident()
+    return_freed_memory()
+    assert full - resident() > 60e6
+    assert last.sum() == 16_000

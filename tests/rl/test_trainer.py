@@ -190,6 +190,12 @@ def test_a_run_with_experience_in_half_of_each_group(tiny_run, tmp_path, hek_pat
     run = tmp_path / "run"
     rows = read_metrics(run / "metrics.jsonl")
     assert [list(row) == list(METRIC_KEYS) for row in rows] == [True] * 3
+    for row in rows:
+        assert 0 < row["seconds_prefill"] + row["seconds_decode"] <= row["seconds_rollout"]
+        if row["trained_tokens"]:
+            parts = [row[f"seconds_{part}"] for part in ("reference", "forward", "backward", "optimiser")]
+            assert min(parts) > 0
+            assert sum(parts) <= row["seconds_update"]
     assert rows[-1] == last
     assert events == ["evaluation", "step", "step", "step", "evaluation"]
     assert (last["hek_E1"], last["hek_E2"], last["hek_E3"]) == (1, 1, 0)
