@@ -149,6 +149,7 @@ def memory_check(told: MemoryEstimate, device: str, memory_gib: float | None) ->
     """The estimate against the memory of the device."""
     parts = {
         "weights": told.weights, "gradients": told.gradients, "AdamW": told.moments, "reference": told.reference,
+        "weights on their way": told.copies, "the engine's weights and cache": told.engine,
         "KV cache": told.kv_cache, "sampling": told.sampling, "activations": told.activations, "head": told.head,
     }  # fmt: skip
     named = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size)
@@ -167,6 +168,8 @@ def memory_check(told: MemoryEstimate, device: str, memory_gib: float | None) ->
 
 def _memory_mend(told: MemoryEstimate) -> str:
     """What takes most of what could be given back."""
+    if told.copies + told.engine > told.static / 2:
+        return "rollout.server on another device; else lower rollout.vllm_cache_gib or rollout.staleness"
     if told.rollouts > told.update:
         return "lower rollout.batch_rows: it changes no result"
     if told.update > told.static:

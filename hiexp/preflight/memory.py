@@ -12,7 +12,11 @@ With P parameters of b bytes, the AdamW of torch keeping its two moments in the 
                with H = hidden size, K = kv_heads * head_dim, I = inner size of the MLP
                or, with gradient checkpointing, b H per layer and one layer in full
                head: chunks of logits and the float32 gradient of the head's matrix, V H 4
-    peak       static + max(rollouts, update)
+    engine     with rollout.engine vllm, instead of the rollouts above: weights P b + vllm_cache_gib;
+               with staleness k in this process: weights P b of the copy that samples
+    copies     with staleness k: weights P b, k + 1 times, on their way to the engine
+    peak       static + copies + max(rollouts + engine, update), or their sum where the rollouts go on while it learns
+               (staleness) or the engine cannot give its memory back (vLLM on a CPU)
 
 The terms are those of a Llama, Qwen2, Qwen3 or Mistral block as transformers computes it (RMSNorm in float32, SwiGLU,
 SDPA). tests/preflight/test_memory.py holds them within a factor of 1.3 of the tensors that autograd really saves;
@@ -50,7 +54,11 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes on each process by part; ``peak`` is static + the larger of rollouts and update."""
+    """Bytes on each process by part; ``peak`` is static + the larger of rollouts and update.
+
+    ``engine``: of an engine that holds weights of its own. ``copies``: weights on their way to it. ``overlap``: what
+    rollouts take is there while the policy learns, so that ``peak`` has both.
+    """
 
     weights: int
     gradients: int
@@ -60,16 +68,19 @@ class MemoryEstimate:
     sampling: int
     activations: int
     head: int
+    engine: int = 0
+    copies: int = 0
+    overlap: bool = False
 
     @property
     def static(self) -> int:
         """What is there all the time."""
-        return self.weights + self.gradients + self.moments + self.reference
+        return self.weights + self.gradients + self.moments + self.reference + self.copies
 
     @property
     def rollouts(self) -> int:
         """On top while the policy acts."""
-        return self.kv_cache + self.sampling
+        return self.kv_cache + self.sampling + self.engine
 
     @property
     def update(self) -> int:
@@ -79,7 +90,7 @@ class MemoryEstimate:
     @property
     def peak(self) -> int:
         """Most at once."""
-        return self.static + max(self.rollouts, self.update)
+        return self.static + (self.rollouts + self.update if self.overlap else max(self.rollouts, self.update))
 
 
 def model_shape(path: str) -> ModelShape:
@@ -140,7 +151,9 @@ def estimate(shape: ModelShape, config: TrainConfig, *, device: str, shards: int
     size = 4 if config.model.dtype == "float32" else 2
     weights = shape.parameters * size
     at_once = max(config.run.questions_per_step * config.rollout.group_size, config.evaluation.questions)
-    rows = 0 if config.rollout.server else min(config.rollout.batch_rows, at_once)
+    vllm, ahead = config.rollout.engine == "vllm", config.rollout.staleness
+    rows = 0 if config.rollout.server or vllm else min(config.rollout.batch_rows, at_once)
+    cache = int(config.rollout.vllm_cache_gib * 2**30) if vllm else 0
     longest = config.rollout.max_total_tokens
     tokens = max(config.algorithm.tokens_per_microbatch, longest)
     rank = config.model.lora_rank
@@ -154,6 +167,9 @@ def estimate(shape: ModelShape, config: TrainConfig, *, device: str, shards: int
         kv_cache=rows * longest * shape.layers * 2 * shape.kv * size,
         sampling=rows * shape.vocabulary * _SAMPLING_BYTES,
         activations=activation_bytes(shape, tokens, size, checkpointing=config.model.gradient_checkpointing),
+        engine=weights + cache if vllm or (ahead and rows) else 0,
+        copies=weights * (ahead + 1) if ahead else 0,
+        overlap=ahead > 0 or (vllm and device == "cpu"),
         head=min(_HEAD_CHUNK[device], tokens * shape.vocabulary * 4) + shape.vocabulary * shape.hidden * 4,
     )
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import weakref
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -9,6 +13,7 @@ transformers = pytest.importorskip("transformers")
 
 from hiexp.preflight.memory import activation_bytes, adapter_parameters, estimate, model_shape  # noqa: E402
 from hiexp.rl.config import TrainConfig  # noqa: E402
+from hiexp.rl.staleness import RolloutsAhead  # noqa: E402
 
 SIZES = {
     "vocab_size": 211, "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 6,
@@ -117,6 +122,60 @@ def test_bfloat16_halves_and_the_peak_is_the_larger_phase(model):
     assert wide.peak == wide.static + max(wide.rollouts, wide.update)
     many = estimate(shape, config(rollout={"batch_rows": 100_000}), device="cpu")
     assert many.peak == many.static + many.rollouts
+
+
+def test_vllm_holds_weights_and_its_cache_instead_of_ours(model):
+    """On a GPU it sleeps while the policy learns; on a CPU, or when rollouts are made ahead, it does not."""
+    shape = model_shape(str(model[1]))
+    vllm = {"engine": "vllm", "vllm_cache_gib": 0.5}
+    gpu, cpu = (estimate(shape, config(rollout=vllm), device=device) for device in ("cuda", "cpu"))
+    ahead = estimate(shape, config(rollout={**vllm, "staleness": 1}), device="cuda")
+    for told in (gpu, cpu, ahead):
+        assert told.kv_cache == told.sampling == 0
+        assert told.engine == told.weights + 2**29
+    assert gpu.peak == gpu.static + max(gpu.engine, gpu.update)
+    assert cpu.peak == cpu.static + cpu.engine + cpu.update
+    assert ahead.peak == ahead.static + ahead.engine + ahead.update
+    assert ahead.static == gpu.static + 2 * gpu.weights
+
+
+@pytest.mark.parametrize("lag", [1, 3])
+def test_weights_on_their_way_are_as_many_as_can_wait(model, lag):
+    """The trainer is as far ahead as it can get while the worker loads the weights of update 1."""
+
+    class Weights(dict):
+        pass
+
+    def load(weights):
+        if weights["update"] == 1:
+            loading.set()
+            assert gate.wait(60)
+        return {}
+
+    def weights(update):
+        made = Weights(update=update)
+        alive.append(weakref.ref(made))
+        return made
+
+    alive, gate, loading = [], threading.Event(), threading.Event()
+    source = RolloutsAhead(lambda step, policy: [], load, lag, 100)
+    source.begin(0, weights(0), {})
+    for step in range(1, lag + 2):  # rollouts of the next step need the weights of update 1
+        source.take(step)
+        source.updated(step, weights(step))
+    assert loading.wait(60)
+    gc.collect()
+    held = sum(one() is not None for one in alive)
+    gate.set()
+    source.close()
+    shape = model_shape(str(model[1]))
+    told, none = (estimate(shape, config(rollout={"staleness": n}), device="cuda") for n in (lag, 0))
+    assert told.copies == held * told.weights == (lag + 1) * told.weights
+    assert told.engine == told.weights
+    assert told.peak == none.static + told.copies + told.engine + none.rollouts + none.update
+    away = estimate(shape, config(rollout={"staleness": lag, "server": "http://h/v1"}), device="cuda")
+    assert (away.engine, away.copies) == (0, told.copies)
+    assert none.engine == none.copies == 0
 
 
 def test_a_model_without_the_usual_sizes_is_named(tmp_path):
