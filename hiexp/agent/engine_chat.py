@@ -184,8 +184,11 @@ def _strings(stop: Sequence[str]) -> list[str]:
 def _swallowed(text: str, stop: Sequence[str], choice: dict[str, Any]) -> str | None:
     """The stop string at which the server ended the turn, None where the model ended it."""
     strings = _strings(stop)
-    if "stop_reason" in choice:  # vLLM: the string, or null where the model ended
-        return choice["stop_reason"] if choice["stop_reason"] in strings else None
+    told = choice.get("stop_reason")
+    if told in strings:
+        return str(told)
+    if "stop_reason" in choice and not isinstance(told, str):  # vLLM: null or a token where the model ended
+        return None
     opened = {string: text.rfind(opening_tag(string)) for string in strings if opening_tag(string)}
     last = max(opened, key=lambda string: opened[string], default=None)
     return last if last is not None and opened[last] >= 0 else None

@@ -89,12 +89,12 @@ class OpenAIServer:
             raise
         self._chats = True
         message = choice.get("message")
-        text = message.get("content") if isinstance(message, dict) else message
-        if isinstance(message, dict) and text is None:
-            text = message.get("refusal") or ""
-        if not isinstance(text, str):
-            raise ServiceError(f"{self.url}{_CHAT}: expected a message with text, got {message!r:.200}")
-        return choice, text
+        if isinstance(message, dict):
+            text = message.get("content")
+            text = message.get("refusal") or "" if text is None else text
+            if isinstance(text, str):
+                return choice, text
+        raise ServiceError(f"{self.url}{_CHAT}: expected a message with text, got {message!r:.200}")
 
     def _takes(self, body: Mapping[str, Any]) -> bool:
         """Whether the settings of ``body`` are answered with harmless messages; asked only while nothing else was."""

@@ -63,6 +63,9 @@ def test_lone_surrogates_do_not_survive():
         ("<search> Ada", {"finish_reason": "length"}, "<search> Ada", "length"),
         ("<search> Ada", {"finish_reason": "content_filter"}, "<search> Ada", "eos"),
         ("with <search> I", {"finish_reason": "stop", "stop_reason": None}, "with <search> I", "eos"),
+        ("with <search> I", {"finish_reason": "stop", "stop_reason": 151645}, "with <search> I", "eos"),
+        ("<search> Ada", {"stop_reason": "stop_sequence"}, "<search> Ada</search>", "stop"),
+        ("a", {"finish_reason": "stop", "stop_reason": "</answer>"}, "a</answer>", "stop"),
         ("<answer> a", {"finish_reason": "stop", "stop_reason": "</answer>"}, "<answer> a</answer>", "stop"),
         ("", {"finish_reason": "stop"}, "", "eos"),
     ],
@@ -251,7 +254,10 @@ def test_a_hosted_model_is_evaluated(hosted, tmp_path, capsys):
     assert arm["tokens"] is None
     assert (one["server_api"], one["logprobs"], one["model"]) == ("chat", False, "big-model")
     assert "no log-probs" in capsys.readouterr().out
-    rows = [row for _, row in read_jsonl(tmp_path / "kept" / "q" / "without_hek.jsonl")]
+    assert main(["report", str(tmp_path / "kept"), "--out", str(tmp_path / "report.html")]) == 0
+    kept, hek = tmp_path / "kept" / "q" / "without_hek.jsonl", tmp_path / "hek.sqlite"
+    assert main(["distill", str(kept), "--questions", str(tmp_path / "q.jsonl"), "--out", str(hek)]) == 0
+    rows = [row for _, row in read_jsonl(kept)]
     sampled = [value for row in rows for value, mask in zip(row["logprobs"], row["loss_mask"], strict=True) if mask]
     assert sampled
     assert set(sampled) == {None}
