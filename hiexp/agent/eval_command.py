@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import hiexp
-from hiexp.agent.command_config import check_counts, config_of, make_actor, output_directory, read_snapshot
+from hiexp.agent.command_config import (
+    check_counts,
+    config_of,
+    make_actor,
+    open_tool,
+    output_directory,
+    read_snapshot,
+    tool_identity,
+)
 from hiexp.io import atomic_write
 
 if TYPE_CHECKING:
@@ -54,7 +62,6 @@ def _eval_model(args: argparse.Namespace) -> dict[str, Any]:
     from hiexp.agent.arms import choose_arms
     from hiexp.agent.eval_run import Evaluator, load_sets, macro_average
     from hiexp.agent.eval_store import RESULT, eval_settings
-    from hiexp.rl.run_directory import directory_lock
     from hiexp.rl.setup import check_leaks
 
     config = config_of(args, "evaluation")
@@ -64,15 +71,15 @@ def _eval_model(args: argparse.Namespace) -> dict[str, Any]:
     arms = choose_arms(args.arms, snapshot is not None, config.rollout.dialect)
     sets = load_sets(config, args.questions or [config.task.evaluation], args.judge is not None)
     check_leaks(snapshot, [question for one in sets for question in one.questions])
-    out = None if args.out is None else output_directory(Path(args.out), eval_settings(config, snapshot))
-    with nullcontext() if out is None else directory_lock(out):
+    tool = open_tool(config)
+    settings = eval_settings(config, snapshot, tool_identity(tool))
+    with nullcontext() if args.out is None else output_directory(Path(args.out), settings) as out:
         judge = _make_judge(args, None if out is None else out / "judge.jsonl")
-        actor = make_actor(config)
-        evaluator = Evaluator(actor.engine, actor.tool, config, snapshot, arms, samples, judge, out)
+        evaluator = Evaluator(make_actor(config, tool).engine, tool, config, snapshot, arms, samples, judge, out)
         done = {one.name: evaluator.evaluate(one) for one in sets}
         scores = {name: values for name, (_, values) in done.items()}
         result = {
-            **_conditions(config, snapshot, getattr(actor.tool, "identity", None), samples),
+            **_conditions(config, snapshot, tool_identity(tool), samples),
             "judge": _judge_told(judge), "arms": arms, "sets": {name: told for name, (told, _) in done.items()},
             "macro": macro_average(scores, {one.name: one.headline for one in sets}) if len(sets) > 1 else None,
         }  # fmt: skip
@@ -90,7 +97,7 @@ def check_evaluation(config: TrainConfig, samples: int) -> None:
         )
 
 
-def _conditions(config: TrainConfig, snapshot: Snapshot | None, corpus_id: str | None, samples: int) -> dict[str, Any]:
+def _conditions(config: TrainConfig, snapshot: Snapshot | None, corpus_id: str, samples: int) -> dict[str, Any]:
     """What the numbers depend on."""
     return {
         "hiexp": hiexp.__version__, "model": config.model.path, "server": config.rollout.server or None,

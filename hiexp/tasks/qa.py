@@ -8,6 +8,7 @@ Several are joined by `` + ``, ids then begin with the name of their source (man
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -257,6 +258,12 @@ def _unique(located: Iterable[tuple[str, Question]]) -> list[Question]:
         places[question.id] = place
         questions.append(question)
     return questions
+
+
+def questions_digest(questions: Iterable[Question]) -> str:
+    """SHA-256 of ids, texts and gold answers in their order: tells whether a file still holds what it held."""
+    content = [[one.id, one.text, one.golden_answers] for one in questions]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def repeated_texts(questions: Sequence[Question]) -> list[tuple[str, ...]]:

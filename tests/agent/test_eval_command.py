@@ -165,6 +165,16 @@ def test_answers_of_other_settings_or_questions_are_not_mixed(given, tmp_path):
         hiexp("eval", *given, "--out", tmp_path / "a")
 
 
+def test_answers_over_another_corpus_are_not_mixed(given, tmp_path):
+    hiexp("eval", *given, "--limit", 1, "--out", tmp_path / "a")
+    stored = result_of(tmp_path / "a/result.json")
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_text(corpus.read_text() + json.dumps({"id": "d99", "title": "w0", "text": "w7"}) + "\n")
+    with pytest.raises(ValueError, match=r"other settings \(tool_identity: 'bm25:.*' -> 'bm25:.*'\)"):
+        hiexp("eval", *given, "--out", tmp_path / "a")
+    assert result_of(tmp_path / "a/result.json") == stored
+
+
 def test_kept_answers_follow_the_golds_of_today(given, tmp_path):
     hiexp("eval", *given, "--out", tmp_path / "a")
     answers = {rollout.question_id: rollout.answer for rollout in rollouts_of(tmp_path / "a/q/without_hek.jsonl")}
