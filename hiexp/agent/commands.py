@@ -69,8 +69,10 @@ def _register_eval(subparsers: Any) -> None:
     )
     _add_setting_arguments(parser)
     parser.add_argument(
-        "--questions", nargs="+", metavar="SET", help="data sets: names of --list-sets, JSONL(.gz) files or hub names"
-    )
+        "--questions", nargs="+", metavar="SET",
+        help="data sets: names of --list-sets, JSONL(.gz) files or hub names; aime24=FILE, maths=FILE and qa=FILE say "
+        "how answers are judged",
+    )  # fmt: skip
     parser.add_argument("--list-sets", action="store_true", help="list the data sets known by name, then exit")
     parser.add_argument(
         "--arms", nargs="+", metavar="ARM",

@@ -20,9 +20,9 @@ from hiexp.rl.act import rollout_seed
 from hiexp.rl.evaluate import Arm, summarise
 from hiexp.rl.metrics import mean
 from hiexp.rl.reward import QuestionTask, check_rewards, score_rollouts
-from hiexp.tasks.data_sets import find_data_set
 from hiexp.tasks.judge import Answered, Judge
-from hiexp.tasks.qa import load_questions, repeated_texts, source_name, split_sources
+from hiexp.tasks.judged import judged_sources
+from hiexp.tasks.qa import load_questions, repeated_texts
 from hiexp.tasks.question import Question
 from hiexp.tasks.scorers import make_scorer
 from hiexp.tasks.statistics import bootstrap_interval, macro_interval, paired_difference, pass_at_k
@@ -131,28 +131,28 @@ class Evaluator:
 
 
 def load_sets(config: TrainConfig, sources: Sequence[str], judged: bool) -> list[EvalSet]:
-    """The data sets of ``sources``; a named set is judged as its entry in the table says, others as the config says.
+    """The data sets of ``sources``; judged as :mod:`hiexp.tasks.judged` finds, else as the config says.
 
     Raises:
+        ValueError: a source without a kind whose columns are those of maths sets, under ``task.kind: qa``.
         DataError, ValueError: see :func:`hiexp.tasks.qa.load_questions`.
     """
     sets: list[EvalSet] = []
-    for source, count in [part for joined in sources for part in split_sources(joined)]:
-        named = find_data_set(source) if not Path(source).exists() else None
-        task = replace(config.task, evaluation=source)
-        if named is not None and named[1].kind != task.kind:
-            task = replace(task, kind=named[1].kind, metric="accuracy" if named[1].kind == "maths" else "f1")
-        headline = task.metric if named is None else named[1].metric
+    split = config.task.evaluation_split
+    for told, count in [one for joined in sources for one in judged_sources(joined, split)]:
+        task = replace(config.task, evaluation=told.source)
+        if told.kind not in (None, task.kind):
+            task = replace(task, kind=told.kind, metric="accuracy" if told.kind == "maths" else "f1")
+        problem = told.mismatch(task.kind)
+        if problem:
+            raise ValueError(f"{problem}; write maths={told.source}, or qa={told.source} to compare text")
+        headline = task.metric if told.named is None else told.named.metric
         if headline == "judge" and not judged:
             headline = task.metric
-        questions = load_questions(
-            source, task.evaluation_split, min(count or sys.maxsize, config.evaluation.questions)
-        )
+        questions = load_questions(told.source, split, min(count or sys.maxsize, config.evaluation.questions))
         scorer = make_scorer("math" if task.kind == "maths" else task.scorer)
-        name = source_name(source) if named is None else named[0]
-        if name in {one.name for one in sets}:
-            name = f"{name}_{len(sets) + 1}"
-        where = source if named is None else named[1].source
+        name = told.name if told.name not in {one.name for one in sets} else f"{told.name}_{len(sets) + 1}"
+        where = told.source if told.named is None or Path(told.source).exists() else told.named.source
         sets.append(EvalSet(name, where, questions, QuestionTask(questions, [], scorer, 0), task, headline))
     return sets
 

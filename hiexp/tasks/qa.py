@@ -3,7 +3,8 @@
 Sources: a ``.jsonl``/``.jsonl.gz``/``.json`` file; a name of the table in data_sets.py (``hotpotqa``); a folder or hub
 name that ``datasets`` can load, as ``owner/name``, ``owner/name:config`` or ``owner/name:path/in/repository.json``.
 Several are joined by `` + ``, ids then begin with the name of their source (many sets count from ``dev_0``);
-``SOURCE[:N]`` is the first N questions of one: ``train.jsonl + musique[:8000]``.
+``SOURCE[:N]`` is the first N questions of one: ``train.jsonl + musique[:8000]``. ``aime24=FILE`` and ``maths=FILE`` say
+how answers are judged (judged.py); it makes no difference to what is read.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 
 from hiexp._extras import require
 from hiexp.io import DataError, read_jsonl
-from hiexp.tasks.data_sets import find_data_set, unknown_name
+from hiexp.tasks.data_sets import find_data_set, split_label, unknown_name
 from hiexp.tasks.maths import gsm8k_answer, number_text
 from hiexp.tasks.question import Question
 
@@ -53,6 +54,10 @@ class Columns:
     meta: tuple[str, ...] = ()
     context: str = ""
     convert: Callable[[Any], Any] = lambda cell: cell
+
+    def fit(self, row: Mapping[str, Any]) -> bool:
+        """Whether ``row`` has the columns of this family."""
+        return {self.question, self.answers, *self.needs} <= row.keys()
 
 
 def _solution_or_answer(cell: Any) -> Any:
@@ -119,9 +124,15 @@ def split_sources(source: str | Path) -> list[tuple[str, int | None]]:
 
 
 def _part(name: str, count: int | None, split: str | None, *, prefixed: bool) -> Iterator[tuple[str, Question]]:
+    name = split_label(name)[1]
     stem = source_name(name)
     for place, question in islice(_questions(_rows(name, split), stem), count):
         yield place, replace(question, id=f"{stem}:{question.id}") if prefixed else question
+
+
+def first_row(source: str, split: str | None) -> dict[str, Any]:
+    """The first row of one source as it stands there; empty where there is none. Errors as in load_questions."""
+    return next((row for _, _, row in _rows(source, split)), {})
 
 
 def source_name(source: str | Path) -> str:
@@ -205,7 +216,7 @@ def _questions(rows: Iterable[tuple[str, int, dict[str, Any]]], stem: str) -> It
 
 def _columns_of(place: str, row: dict[str, Any]) -> Columns:
     for columns in COLUMNS.values():
-        if {columns.question, columns.answers, *columns.needs} <= row.keys():
+        if columns.fit(row):
             return columns
     known = "; ".join(f"{name}: {', '.join((c.question, c.answers, *c.needs))}" for name, c in COLUMNS.items())
     raise DataError(f"{place}: unknown columns {sorted(row)}; expected one of these sets ({known})")

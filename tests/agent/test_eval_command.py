@@ -215,6 +215,21 @@ def test_a_named_maths_set_is_judged_as_maths(given, without_questions, tmp_path
     assert result["macro"]["without_hek"]["main"] == pytest.approx(main)
 
 
+def test_local_maths_and_qa_stand_beside_each_other(given, without_questions, tmp_path):
+    pytest.importorskip("math_verify")
+    (tmp_path / "m.jsonl").write_text(json.dumps({"problem": "w1", "answer": "1"}) + "\n")
+    (tmp_path / "aime24.jsonl").write_text(json.dumps({"problem": "w1", "answer": "1"}) + "\n")
+    files = [f"maths={tmp_path}/m.jsonl", tmp_path / "aime24.jsonl", f"qa={tmp_path}/m.jsonl", tmp_path / "q.jsonl"]
+    hiexp("eval", *without_questions, "--questions", *files, "--json", tmp_path / "e.json")
+    sets = result_of(tmp_path / "e.json")["sets"]
+    assert {name: part["scorer"] for name, part in sets.items()} == {
+        "m": "math", "aime24": "math", "m_3": "hiexp", "q": "hiexp",
+    }  # fmt: skip
+    assert sets["aime24"]["source"] == str(tmp_path / "aime24.jsonl")
+    with pytest.raises(ValueError, match=r"m\.jsonl: columns of a maths set, task\.kind is qa.*write maths="):
+        hiexp("eval", *without_questions, "--questions", tmp_path / "m.jsonl")
+
+
 def test_logs(given, tmp_path):
     hiexp("rollout", *given, "--k", 2, "--out", tmp_path / "a")
     hiexp(

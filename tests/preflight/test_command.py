@@ -139,6 +139,17 @@ def test_repeated_and_leaked_questions(sound, tmp_path):
     assert "1 evaluation questions are trained on (0 letter by letter), first e99 = t7" in leak.text
 
 
+def test_maths_under_qa(sound, tmp_path):
+    rows(tmp_path / "m.jsonl", [{"problem": "w1 w2", "answer": "1"}])
+    for source, words in (("", "columns of a maths set"), ("aime24=", "answers of aime24 are judged as maths")):
+        check = pick(found(sound, task={"evaluation": f"{source}{tmp_path}/m.jsonl"}), "task.evaluation", "error")
+        assert words in check.text
+    for task in ({"kind": "maths", "metric": "accuracy", "train": f"maths={sound['task']['train']}"}, {"kind": "qa"}):
+        label = "qa=" if task["kind"] == "qa" else ""
+        checks = found(sound, task={**task, "evaluation": f"{label}{tmp_path}/m.jsonl"})
+        assert not [check for check in checks if check.name.startswith("task.") and check.status == "error"]
+
+
 @pytest.fixture
 def hek(tmp_path):
     def make(*entries):
