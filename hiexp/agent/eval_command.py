@@ -170,6 +170,7 @@ def _eval_trajectories(args: argparse.Namespace) -> dict[str, Any]:
         "searches_per_answer": mean([len(attempt.queries()) for attempt in attempts]),
         "answered": mean([attempt.answer is not None for attempt in attempts]),
         "n": len(attempts),
+        "scorer_failures": getattr(scorer, "failures", 0),
         "intervals": {
             metric: bootstrap_interval([np.mean([score[metric] for score in group]) for group in by_question.values()])
             for metric in scores[0]

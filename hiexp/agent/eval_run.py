@@ -18,7 +18,7 @@ from hiexp.agent.eval_store import RolloutStore
 from hiexp.progress import track
 from hiexp.rl.act import rollout_seed
 from hiexp.rl.evaluate import Arm, summarise
-from hiexp.rl.metrics import mean
+from hiexp.rl.metrics import ServiceCounts, mean
 from hiexp.rl.reward import QuestionTask, check_rewards, score_rollouts
 from hiexp.tasks.judge import Answered, Judge
 from hiexp.tasks.judged import judged_sources
@@ -66,7 +66,12 @@ class Evaluator:
 
     def evaluate(self, one: EvalSet) -> tuple[dict[str, Any], dict[str, Values]]:
         """The result of one set as JSON, and the scores (Q,) behind it by arm."""
-        done = {name: self._arm(one, name) for name in self.arms}
+        done: dict[str, Arm] = {}
+        counted: dict[str, dict[str, int]] = {}
+        for name in self.arms:
+            counts = ServiceCounts(self.tool, one.task)
+            done[name] = self._arm(one, name)
+            counted[name] = counts.read()
         values = {name: _by_question(arm) for name, arm in done.items()}
         differences = {
             name: {metric: paired_difference(values[name][metric], values[other][metric]) for metric in values[name]}
@@ -77,7 +82,8 @@ class Evaluator:
             "source": one.source, "kind": one.config.kind, "metric": one.headline,
             "scorer": "math" if one.config.kind == "maths" else one.config.scorer,
             "n_questions": len(one.questions), "repeated_questions": len(repeated_texts(one.questions)),
-            "without_hek": None, "with_hek": None, **{name: _told(arm, values[name]) for name, arm in done.items()},
+            "without_hek": None, "with_hek": None,
+            **{name: {**_told(arm, values[name]), **counted[name]} for name, arm in done.items()},
             "differences": differences,
         }  # fmt: skip
         return result, values
@@ -167,7 +173,10 @@ def _told(arm: Arm, values: Values) -> dict[str, Any]:
     result: dict[str, Any] = dict(summarise(rollouts, arm.rewards))
     result["sampled_tokens"] = mean([sum(rollout.loss_mask) for rollout in rollouts])
     result["tokens"] = mean([len(rollout.token_ids) for rollout in rollouts])
-    result["failed_searches"] = sum(call.status in ("error", "timeout") for one in rollouts for call in one.tool_calls)
+    calls = [call for rollout in rollouts for call in rollout.tool_calls]
+    result["failed_searches"] = sum(call.status in ("error", "timeout") for call in calls)
+    result["duplicate_searches"] = sum(call.status == "duplicate" for call in calls)
+    result["engine_restarts"] = sum(rollout.engine_restarts for rollout in rollouts)
     result["seconds"] = arm.seconds
     intervals = {name: bootstrap_interval(scores) for name, scores in values.items()}
     for name, scores in arm.by_question().items():

@@ -13,7 +13,7 @@ from typing import Any
 
 from hiexp.agent.arms import ARMS
 from hiexp.agent.eval_store import RESULT
-from hiexp.agent.eval_table import statement
+from hiexp.agent.eval_table import EVENTS, statement
 from hiexp.io import DataError
 from hiexp.report.figures import arm_color, svg_axes
 from hiexp.report.markup import esc, number
@@ -26,6 +26,7 @@ _TITLES = {
     "em": "EM", "f1": "F1", "cem": "CEM", "accuracy": "accuracy", "judge": "judge", "main": "main metric",
     "searches_per_answer": "searches", "failed_searches": "failed<br>searches", "sampled_tokens": "sampled<br>tokens",
     "seconds": "seconds", "tokens": "all<br>tokens", "n": "answers",
+    **{key: key.replace("_", "<br>") for key in EVENTS},
 }  # fmt: skip
 
 
@@ -128,6 +129,7 @@ def _table_html(identifier: str, groups: _Groups) -> str:
         for key in (score, *(each for each in passes if each.startswith(f"{score}_pass@")))
         if key in present
     ] + [key for key in _COSTS if key in present]
+    columns += [key for key in EVENTS if any(row.get(key) for row in rows)]
     cells = {
         title: {label: [_cell(scores, key) for key in columns] for label, scores in group.items()}
         for title, group in groups.items()
