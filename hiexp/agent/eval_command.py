@@ -12,8 +12,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 import hiexp
 from hiexp.agent.command_config import (
     check_counts,
@@ -42,14 +40,15 @@ def eval_command(args: argparse.Namespace) -> int:
     check_counts({"--limit": args.limit, "--samples": args.samples})
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise ValueError(f"--json: no such folder: {Path(args.json).parent}")
-    from hiexp.agent.eval_table import result_lines, table_lines
-
     if args.trajectories:
+        from hiexp.agent.eval_logs import log_lines
+
         _check_no_model_flags(args)
         result = _eval_trajectories(args)
-        said = f"\nscorer {result['dialect']}; corpus: {result['corpus']}; 95 % bootstrap intervals over questions"
-        lines = [*table_lines({"logs": result}), said]
+        lines = list(log_lines(result))
     else:
+        from hiexp.agent.eval_table import result_lines
+
         result = _eval_model(args)
         lines = list(result_lines(result))
     if args.json:
@@ -135,8 +134,8 @@ def _judge_told(judge: Judge | None) -> dict[str, Any] | None:
 def _check_no_model_flags(args: argparse.Namespace) -> None:
     """Stored answers are not answered again: a flag about that would be ignored."""
     given = {
-        "CONFIG": args.config, "--model": args.model, "--hek": args.hek, "--corpus": args.corpus, "--set": args.set,
-        "--out": args.out, "--samples": args.samples, "--seed": args.seed, "--arms": args.arms,
+        "CONFIG": args.config, "--model": args.model, "--hek": args.hek, "--set": args.set, "--out": args.out,
+        "--samples": args.samples, "--seed": args.seed, "--arms": args.arms,
     }  # fmt: skip
     unused = [flag for flag, value in given.items() if value]
     if unused:
@@ -144,39 +143,17 @@ def _check_no_model_flags(args: argparse.Namespace) -> None:
 
 
 def _eval_trajectories(args: argparse.Namespace) -> dict[str, Any]:
-    from hiexp.experience.importers import load_trajectories
-    from hiexp.rl.metrics import mean
-    from hiexp.tasks.judge import Answered
+    from hiexp.agent.eval_logs import evaluate_logs
     from hiexp.tasks.qa import load_questions
-    from hiexp.tasks.scorers import make_scorer
-    from hiexp.tasks.statistics import bootstrap_interval
 
     # Here the dialect of the logs matters for its normalisation alone.
     dialect = args.scorer or args.dialect or "hiexp"
-    scorer = make_scorer(dialect)
     known = [question for source in args.questions or [] for question in load_questions(source)]
-    groups = load_trajectories(args.trajectories, scorer=scorer, questions=known)
-    attempts = [attempt for group in groups for attempt in group][: args.limit]
-    scores = [scorer.score(attempt.answer, attempt.golden_answers) for attempt in attempts]
     judge = _make_judge(args, None)
-    if judge is not None:
-        verdicts = judge([Answered(one.question, one.golden_answers, one.answer) for one in attempts])
-        scores = [{**score, "judge": float(bool(yes))} for score, yes in zip(scores, verdicts, strict=True)]
-    by_question: dict[str, list[dict[str, float]]] = {}
-    for attempt, score in zip(attempts, scores, strict=True):
-        by_question.setdefault(attempt.question_id, []).append(score)
     return {
-        **{metric: mean([score[metric] for score in scores]) for metric in scores[0]},
-        "searches_per_answer": mean([len(attempt.queries()) for attempt in attempts]),
-        "answered": mean([attempt.answer is not None for attempt in attempts]),
-        "n": len(attempts),
-        "scorer_failures": getattr(scorer, "failures", 0),
-        "intervals": {
-            metric: bootstrap_interval([np.mean([score[metric] for score in group]) for group in by_question.values()])
-            for metric in scores[0]
-        },
+        **evaluate_logs(args.trajectories, dialect, known, args.limit, judge),
         "dialect": dialect,
-        "corpus": "that of the logs, which they do not name",
+        "corpus": args.corpus or "that of the logs, which they do not name",
         **({} if judge is None else {"judge_model": _judge_told(judge)}),
         "trajectories": [str(path) for path in args.trajectories],
     }

@@ -96,7 +96,10 @@ def _section_html(result: EvalResult, index: int) -> str:
     swatch = f"<span class='swatch' style='background:{arm_color(index)}'></span>"
     if result.is_logs:
         told = f"stored trajectories {', '.join(result.data['trajectories'])}; scorer {result.data['dialect']}"
-        body = _table_html(f"eval-{index}", {"stored trajectories": {"logs": result.data}})
+        told += f"; corpus: {result.data['corpus']}" if "corpus" in result.data else ""
+        files = result.data.get("files", {})
+        rows = {**(files if len(files) > 1 else {}), "logs": result.data}
+        body = _table_html(f"eval-{index}", {"stored trajectories": rows})
     else:
         told = statement(result.data)
         body = _table_html(f"eval-{index}", _groups(result.data)) + _differences_html(index, result.data)

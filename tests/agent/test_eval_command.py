@@ -245,6 +245,37 @@ def test_logs(given, tmp_path):
     )
 
 
+def test_several_logs_have_a_table_each_and_one_together(tmp_path, capsys):
+    def log(name, answers):
+        rows = [
+            {"question": f"q {i}?", "golden_answers": ["w1"], "prediction": answer,
+             "stop_reason": "stop", "text": f"<think>so</think><answer>{answer}</answer>"}
+            for i, answer in enumerate(answers)
+        ]  # fmt: skip
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    one, other = log("a.jsonl", ["w1", "w1", "w2"]), log("b.jsonl", ["w2"])
+    flags = ["--corpus", "pages of 2018", "--json", tmp_path / "e.json"]
+    hiexp("eval", "--trajectories", one, other, *flags)
+    result = result_of(tmp_path / "e.json")
+    assert (result["em"], result["n"], result["corpus"]) == (0.5, 4, "pages of 2018")
+    assert [(part["em"], part["n"]) for part in result["files"].values()] == [(pytest.approx(2 / 3), 3), (0.0, 1)]
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.endswith(":")] == [f"{one}:", f"{other}:"]
+    assert "all 2 files" in out
+    assert "corpus: pages of 2018" in out
+    hiexp("eval", "--trajectories", one, other, "--limit", 1, "--json", tmp_path / "e.json")
+    assert (result_of(tmp_path / "e.json")["em"], result_of(tmp_path / "e.json")["n"]) == (0.5, 2)
+    capsys.readouterr()
+    hiexp("eval", "--trajectories", one)
+    out = capsys.readouterr().out
+    assert out.count("searches_per_answer") == 1
+    assert "which they do not name" in out
+    with pytest.raises(ValueError, match="--trajectories: expected different files"):
+        hiexp("eval", "--trajectories", one, one)
+
+
 @pytest.mark.data
 @pytest.mark.parametrize(
     ("model", "em", "f1", "cem"),
