@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hiexp.experience.retrieve import Snapshot
     from hiexp.rl.act import Actor
     from hiexp.rl.config import TrainConfig
+    from hiexp.rl.reward import QuestionTask
     from hiexp.tasks.question import Question
 
 # Settings of a training run that rollouts do not depend on.
@@ -43,17 +44,18 @@ def rollout_command(args: argparse.Namespace) -> int:
     check_counts({"--k": args.k, "--shard-questions": args.shard_questions, "--limit": args.limit})
     config = config_of(args, "train")
     k = config.rollout.group_size if args.k is None else args.k
-    from hiexp.tasks.qa import load_questions, questions_digest
+    from hiexp.rl.setup import make_task
+    from hiexp.tasks.qa import questions_digest
 
-    questions = load_questions(config.task.train, config.task.train_split, config.task.train_limit)
+    task = make_task(config.task, config.run.seed)
     snapshot, tool = read_snapshot(config), open_tool(config)
     settings = {
         **_settings(config, k, args.shard_questions, snapshot),
-        "tool_identity": tool_identity(tool), "questions_sha256": questions_digest(questions),
+        "tool_identity": tool_identity(tool), "questions_sha256": questions_digest(task.questions),
     }  # fmt: skip
     with output_directory(Path(args.out), settings) as out:
-        total = _fill_shards(out, questions, config, tool, k, args.shard_questions, snapshot)
-    print(f"{len(total)} rollouts of {len(questions)} questions: {_mean_scores(total)}")
+        total = _fill_shards(out, task, config, tool, k, args.shard_questions, snapshot)
+    print(f"{len(total)} rollouts of {len(task.questions)} questions: {_mean_scores(total)}")
     print(_tokens(total, prices))
     print(f"next: hiexp distill {out}/shard_*.jsonl.gz --questions {config.task.train} --out {out}/hek.sqlite")
     return 0
@@ -61,7 +63,7 @@ def rollout_command(args: argparse.Namespace) -> int:
 
 def _fill_shards(
     out: Path,
-    questions: Sequence[Question],
+    task: QuestionTask,
     config: TrainConfig,
     tool: Tool,
     k: int,
@@ -69,12 +71,11 @@ def _fill_shards(
     snapshot: Snapshot | None,
 ) -> list[dict[str, Any]]:
     """Write the shards that are missing; the rollouts of all shards."""
-    from hiexp.rl.setup import make_task
-
+    questions = task.questions
     starts = range(0, len(questions), shard_questions)
     todo = [start for start in starts if not _shard(out, start).exists()]
     if todo:
-        task, actor = make_task(config.task, config.run.seed), make_actor(config, tool)
+        actor = make_actor(config, tool)
         for start in todo:
             begin = time.perf_counter()
             part = range(start, min(start + shard_questions, len(questions)))

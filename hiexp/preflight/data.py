@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def read_questions(config: TrainConfig, which: str, checks: list[Check]) -> list[Question]:
     """Questions of ``task.train`` or ``task.evaluation``; what was found goes to ``checks``."""
+    from hiexp.tasks.judged import MEND, mismatches
     from hiexp.tasks.qa import load_questions, repeated_texts
 
     task = config.task
@@ -41,7 +42,7 @@ def read_questions(config: TrainConfig, which: str, checks: list[Check]) -> list
         "" if which == "train" else f", the first {min(len(questions), config.evaluation.questions):,} during the run"
     )
     checks.append(Check(f"task.{which}", "ok", f"{len(questions):,} questions{used}"))
-    checks += _kind_checks(config, which, source, split)
+    checks += [Check(f"task.{which}", "error", problem, MEND) for problem in mismatches(source, split, task.kind)]
     repeated = repeated_texts(questions)
     if repeated:
         first = " and ".join(repeated[0][:3])
@@ -54,15 +55,6 @@ def read_questions(config: TrainConfig, which: str, checks: list[Check]) -> list
             )
         )
     return questions
-
-
-def _kind_checks(config: TrainConfig, which: str, source: str, split: str | None) -> list[Check]:
-    """Sources that a run would judge wrongly: all of them are judged as ``task.kind`` says."""
-    from hiexp.tasks.judged import judged_sources
-
-    problems = [told.mismatch(config.task.kind) for told, _ in judged_sources(source, split)]
-    mend = "task.kind: maths with task.metric: accuracy, or write qa=FILE (maths=FILE) for the source if it is meant so"
-    return [Check(f"task.{which}", "error", problem, mend) for problem in problems if problem]
 
 
 def epoch_check(config: TrainConfig, count: int) -> Check:

@@ -2,7 +2,7 @@
 
 metrics.jsonl holds one line a step with exactly :data:`METRIC_KEYS`, and ``loss/NAME`` for what a registered loss
 reports; a value that does not exist in a step (the reward of controls where there are none) is null. Everything but
-:data:`TIME_KEYS` is a function of config and seed.
+:data:`TIME_KEYS` is a function of config and seed, as long as servers fail (``tool_errors``, ``tool_retries``) alike.
 """
 
 from __future__ import annotations

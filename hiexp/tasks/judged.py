@@ -14,6 +14,8 @@ from typing import Any
 from hiexp.tasks.data_sets import DATA_SETS, KINDS, DataSet, Kind, find_data_set, split_label
 from hiexp.tasks.qa import COLUMNS, first_row, source_name, split_sources
 
+MEND = "set task.kind: maths and task.metric: accuracy, or write qa=SOURCE (maths=SOURCE) where it is meant so"
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -50,6 +52,11 @@ def judged_sources(source: str, split: str | None) -> Iterator[tuple[Judged, int
     """
     for part, count in split_sources(source):
         yield judged_as(part, split), count
+
+
+def mismatches(source: str, split: str | None, kind: str) -> list[str]:
+    """Why ``task.kind: kind`` would judge answers to parts of ``source`` wrongly; empty where it would not."""
+    return [problem for told, _ in judged_sources(source, split) if (problem := told.mismatch(kind))]
 
 
 def judged_as(source: str, split: str | None) -> Judged:
