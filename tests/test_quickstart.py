@@ -93,7 +93,7 @@ def test_the_same_command_again_makes_nothing_anew(finished: tuple[Path, list[st
 
 
 def test_two_quickstarts_cannot_work_in_one_directory(tmp_path: Path):
-    with directory_lock(tmp_path / "run"), pytest.raises(ValueError, match="another process is training"):
+    with directory_lock(tmp_path / "run"), pytest.raises(ValueError, match="another process is at work"):
         quickstart(tiny(), tmp_path / "run", say=lambda line: None)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 

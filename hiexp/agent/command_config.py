@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiexp.io import DataError, atomic_write
 
 if TYPE_CHECKING:
+    from hiexp.agent.tools import Tool
     from hiexp.experience.retrieve import Snapshot
     from hiexp.rl.act import Actor
     from hiexp.rl.config import TrainConfig
@@ -63,51 +65,70 @@ def read_snapshot(config: TrainConfig) -> Snapshot | None:
         return hek.snapshot()
 
 
-def make_actor(config: TrainConfig) -> Actor:
-    """Tool, model and tokenizer of the config, ready to answer."""
+def open_tool(config: TrainConfig) -> Tool:
+    """The search tool of the config; its index is made where there is none yet."""
     import torch
 
-    from hiexp.rl.act import Actor
-    from hiexp.rl.make_engine import make_engine
-    from hiexp.rl.model import quiet_transformers
     from hiexp.rl.setup import make_tool
 
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
+    return make_tool(config.tool)
+
+
+def tool_identity(tool: Tool) -> str:
+    """What its results depend on besides the settings: the content of the corpus, not its path."""
+    return str(getattr(tool, "identity", tool.name))
+
+
+def make_actor(config: TrainConfig, tool: Tool) -> Actor:
+    """Model and tokenizer of the config, ready to answer with ``tool``."""
+    from hiexp.rl.act import Actor
+    from hiexp.rl.make_engine import make_engine
+    from hiexp.rl.model import quiet_transformers
+
     quiet_transformers()
-    tool = make_tool(config.tool)
     return Actor(make_engine(config), tool, config)
 
 
-def output_directory(out: Path, settings: dict[str, Any]) -> Path:
-    """Create ``out`` with ``settings`` beside what will lie there, or check that it was made with the same ones.
+@contextmanager
+def output_directory(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
+    """``out`` with ``settings`` beside what will lie there; no other process writes into it within the block.
 
     Raises:
-        ValueError: other settings; the differing keys are listed.
+        ValueError: it was made with other settings, the differing keys are listed; or another process is at work in it.
         DataError: the folder holds something else, or a damaged settings file.
     """
+    from hiexp.rl.run_directory import directory_lock
+
+    _check_output(out, settings)  # before the lock: nothing is written into a folder of somebody else's
+    with directory_lock(out):
+        if not _check_output(out, settings):
+            atomic_write(out / SETTINGS, json.dumps(settings, indent=1) + "\n")
+        yield out
+
+
+def _check_output(out: Path, settings: dict[str, Any]) -> bool:
+    """Whether ``out`` was made with ``settings``; False where it holds no result yet."""
     from hiexp.rl.config import TrainConfig
     from hiexp.rl.config_parse import differing_keys
 
     file = out / SETTINGS
-    if file.exists():
-        try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{file}: not valid JSON ({error})") from error
-        # A setting that is not stored did not exist then.
-        lines = differing_keys(stored, settings, TrainConfig().to_dict())
-        # Settings alone are what a command left that failed before its first result.
-        if lines and any(path.name not in (SETTINGS, ".lock") for path in out.iterdir()):
-            raise ValueError(f"--out {out}: holds rollouts with other settings ({'; '.join(lines)}); choose another")
-        if lines:
-            atomic_write(file, json.dumps(settings, indent=1) + "\n")
-        return out
-    if out.is_dir() and any(out.iterdir()):
+    held = {path.name for path in out.iterdir()} - {".lock"} if out.is_dir() else set()
+    if not held:
+        return False
+    if SETTINGS not in held:
         raise DataError(f"--out {out}: expected an empty directory or earlier rollouts; it holds no {SETTINGS}")
-    out.mkdir(parents=True, exist_ok=True)
-    atomic_write(file, json.dumps(settings, indent=1) + "\n")
-    return out
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file}: not valid JSON ({error})") from error
+    # A setting that is not stored did not exist then.
+    lines = differing_keys(stored, settings, TrainConfig().to_dict())
+    # Settings alone are what a command left that failed before its first result.
+    if lines and held != {SETTINGS}:
+        raise ValueError(f"--out {out}: holds rollouts with other settings ({'; '.join(lines)}); choose another")
+    return not lines
 
 
 def number(value: Any) -> str:

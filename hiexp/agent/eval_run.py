@@ -18,11 +18,11 @@ from hiexp.agent.eval_store import RolloutStore
 from hiexp.progress import track
 from hiexp.rl.act import rollout_seed
 from hiexp.rl.evaluate import Arm, summarise
-from hiexp.rl.metrics import mean
+from hiexp.rl.metrics import ServiceCounts, mean
 from hiexp.rl.reward import QuestionTask, check_rewards, score_rollouts
-from hiexp.tasks.data_sets import find_data_set
 from hiexp.tasks.judge import Answered, Judge
-from hiexp.tasks.qa import load_questions, repeated_texts, source_name, split_sources
+from hiexp.tasks.judged import judged_sources
+from hiexp.tasks.qa import load_questions, repeated_texts
 from hiexp.tasks.question import Question
 from hiexp.tasks.scorers import make_scorer
 from hiexp.tasks.statistics import bootstrap_interval, macro_interval, paired_difference, pass_at_k
@@ -66,7 +66,12 @@ class Evaluator:
 
     def evaluate(self, one: EvalSet) -> tuple[dict[str, Any], dict[str, Values]]:
         """The result of one set as JSON, and the scores (Q,) behind it by arm."""
-        done = {name: self._arm(one, name) for name in self.arms}
+        done: dict[str, Arm] = {}
+        counted: dict[str, dict[str, int]] = {}
+        for name in self.arms:
+            counts = ServiceCounts(self.tool, one.task)
+            done[name] = self._arm(one, name)
+            counted[name] = counts.read()
         values = {name: _by_question(arm) for name, arm in done.items()}
         differences = {
             name: {metric: paired_difference(values[name][metric], values[other][metric]) for metric in values[name]}
@@ -77,7 +82,8 @@ class Evaluator:
             "source": one.source, "kind": one.config.kind, "metric": one.headline,
             "scorer": "math" if one.config.kind == "maths" else one.config.scorer,
             "n_questions": len(one.questions), "repeated_questions": len(repeated_texts(one.questions)),
-            "without_hek": None, "with_hek": None, **{name: _told(arm, values[name]) for name, arm in done.items()},
+            "without_hek": None, "with_hek": None,
+            **{name: {**_told(arm, values[name]), **counted[name]} for name, arm in done.items()},
             "differences": differences,
         }  # fmt: skip
         return result, values
@@ -135,28 +141,28 @@ class Evaluator:
 
 
 def load_sets(config: TrainConfig, sources: Sequence[str], judged: bool) -> list[EvalSet]:
-    """The data sets of ``sources``; a named set is judged as its entry in the table says, others as the config says.
+    """The data sets of ``sources``; judged as :mod:`hiexp.tasks.judged` finds, else as the config says.
 
     Raises:
+        ValueError: a source without a kind whose columns are those of maths sets, under ``task.kind: qa``.
         DataError, ValueError: see :func:`hiexp.tasks.qa.load_questions`.
     """
     sets: list[EvalSet] = []
-    for source, count in [part for joined in sources for part in split_sources(joined)]:
-        named = find_data_set(source) if not Path(source).exists() else None
-        task = replace(config.task, evaluation=source)
-        if named is not None and named[1].kind != task.kind:
-            task = replace(task, kind=named[1].kind, metric="accuracy" if named[1].kind == "maths" else "f1")
-        headline = task.metric if named is None else named[1].metric
+    split = config.task.evaluation_split
+    for told, count in [one for joined in sources for one in judged_sources(joined, split)]:
+        task = replace(config.task, evaluation=told.source)
+        if told.kind not in (None, task.kind):
+            task = replace(task, kind=told.kind, metric="accuracy" if told.kind == "maths" else "f1")
+        problem = told.mismatch(task.kind)
+        if problem:
+            raise ValueError(f"{problem}; write maths={told.source}, or qa={told.source} to compare text")
+        headline = task.metric if told.named is None else told.named.metric
         if headline == "judge" and not judged:
             headline = task.metric
-        questions = load_questions(
-            source, task.evaluation_split, min(count or sys.maxsize, config.evaluation.questions)
-        )
+        questions = load_questions(told.source, split, min(count or sys.maxsize, config.evaluation.questions))
         scorer = make_scorer("math" if task.kind == "maths" else task.scorer)
-        name = source_name(source) if named is None else named[0]
-        if name in {one.name for one in sets}:
-            name = f"{name}_{len(sets) + 1}"
-        where = source if named is None else named[1].source
+        name = told.name if told.name not in {one.name for one in sets} else f"{told.name}_{len(sets) + 1}"
+        where = told.source if told.named is None or Path(told.source).exists() else told.named.source
         sets.append(EvalSet(name, where, questions, QuestionTask(questions, [], scorer, 0), task, headline))
     return sets
 
@@ -176,7 +182,10 @@ def _told(arm: Arm, values: Values) -> dict[str, Any]:
         spent = dict(arm.usage)
         answers, known = spent.pop("answers"), not spent["requests_without_usage"]
         result |= {**spent, "tokens": None, "sampled_tokens": spent["completion_tokens"] / answers if known else None}
-    result["failed_searches"] = sum(call.status in ("error", "timeout") for one in rollouts for call in one.tool_calls)
+    calls = [call for rollout in rollouts for call in rollout.tool_calls]
+    result["failed_searches"] = sum(call.status in ("error", "timeout") for call in calls)
+    result["duplicate_searches"] = sum(call.status == "duplicate" for call in calls)
+    result["engine_restarts"] = sum(rollout.engine_restarts for rollout in rollouts)
     result["seconds"] = arm.seconds
     intervals = {name: bootstrap_interval(scores) for name, scores in values.items()}
     for name, scores in arm.by_question().items():

@@ -33,8 +33,8 @@ IRRELEVANT = (
 )  # fmt: skip
 
 
-def eval_settings(config: TrainConfig, snapshot: Snapshot | None) -> dict[str, Any]:
-    """Everything the answers depend on besides the questions."""
+def eval_settings(config: TrainConfig, snapshot: Snapshot | None, tool: str) -> dict[str, Any]:
+    """Everything the answers depend on besides the questions; ``tool``: the identity of the search tool."""
     values = {stage: part for stage, part in config.to_dict().items() if stage not in _UNUSED}
     for stage, key in IRRELEVANT:
         values[stage].pop(key)
@@ -45,6 +45,7 @@ def eval_settings(config: TrainConfig, snapshot: Snapshot | None) -> dict[str, A
         "seed": config.run.seed,
         "temperature": config.evaluation.temperature,
         "snapshot_id": None if snapshot is None else snapshot.id,
+        "tool_identity": tool,
     }
 
 

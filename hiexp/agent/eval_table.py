@@ -7,8 +7,11 @@ from typing import Any
 
 from hiexp.agent.arms import ARMS
 from hiexp.agent.command_config import number
+from hiexp.rl.metrics import SERVICE_KEYS
 
 _CELL = 22
+# Shown where they happened.
+EVENTS = ("duplicate_searches", "engine_restarts", *SERVICE_KEYS)
 
 
 def result_lines(result: Mapping[str, Any]) -> Iterator[str]:
@@ -28,7 +31,11 @@ def result_lines(result: Mapping[str, Any]) -> Iterator[str]:
 
 def table_lines(arms: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """A table with a line per metric and a column per arm; numbers with their 95 % interval where they have one."""
-    metrics = list(dict.fromkeys(key for arm in arms.values() for key, value in arm.items() if _is_number(value)))
+    metrics = [
+        key
+        for key in dict.fromkeys(key for arm in arms.values() for key, value in arm.items() if _is_number(value))
+        if key not in EVENTS or any(arm.get(key) for arm in arms.values())
+    ]
     width = max(map(len, metrics), default=0)
     yield " ".join([" " * width, *(f"{name:>{_CELL}}" for name in arms)])
     for metric in metrics:

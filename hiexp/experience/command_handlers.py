@@ -74,16 +74,17 @@ def distill_command(args: argparse.Namespace) -> int:
 
 def build_command(args: argparse.Namespace) -> int:
     """``hiexp build``."""
-    from hiexp.experience.ledger import Meter, add_to_ledger
+    from hiexp.experience.ledger import Meter, Prices, add_to_ledger
     from hiexp.experience.remember import RememberedSummaries
     from hiexp.experience.store import HEK
     from hiexp.report.dendrogram import check_picture, draw_hierarchy
 
+    prices = None if args.price is None else Prices(*args.price)
     if args.picture is not None:
         check_picture(args.picture)
     with HEK.open(args.hek, "w") as hek:
         summariser = _summariser(args.summariser, hek)
-        meter = Meter(getattr(getattr(summariser, "inner", None), "complete", None))
+        meter = Meter(getattr(getattr(summariser, "inner", None), "complete", None), prices)
         given = {"E2": args.threshold_e2, "E3": args.threshold_e3}
         thresholds = {level: value for level, value in given.items() if value is not None}
         if not hek.entries("E1", "active"):
@@ -101,6 +102,7 @@ def build_command(args: argparse.Namespace) -> int:
             print(
                 f"summaries from {summariser.file.name}: {summariser.remembered:,}; requests {tally.requests:,}, "
                 f"prompt tokens {tally.prompt_tokens:,}, reply tokens {tally.completion_tokens:,}"
+                + ("" if prices is None else f", cost {tally.cost:,.4f}")
             )
         if args.picture is not None:
             draw_hierarchy(hek, report.thresholds, args.picture, embed=args.embed)

@@ -63,10 +63,7 @@ def _register_distill(subparsers: Any) -> None:
     parser.add_argument(
         "--limit", type=int, metavar="N", help="reflect on N questions at most; the same command again goes on"
     )
-    parser.add_argument(
-        "--price", nargs=2, type=float, metavar=("IN", "OUT"),
-        help="price of a million prompt and of a million reply tokens: the cost is counted beside the tokens",
-    )  # fmt: skip
+    _add_price(parser)
 
 
 def _register_build(subparsers: Any) -> None:
@@ -88,6 +85,7 @@ def _register_build(subparsers: Any) -> None:
         help="what is clustered: titles (what is asked; default), or titles with descriptions (what to do about it)",
     )  # fmt: skip
     parser.add_argument("--summariser", default="extractive", help=f"extractive (default) or {_MODEL_HELP}")
+    _add_price(parser)
     parser.add_argument(
         "--picture", metavar="FILE", help="draw the dendrogram with its cuts as FILE (.png, .svg or .pdf)"
     )
@@ -131,6 +129,13 @@ def _register_quarantine(subparsers: Any) -> None:
     parser.add_argument("hek", metavar="HEK", help="a HEK made by hiexp distill")
     parser.add_argument("--examples", type=int, default=3, metavar="N", help="examples per reason (3)")
     parser.add_argument("--json", action="store_true", help="one JSON object per refusal, in full")
+
+
+def _add_price(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--price", nargs=2, type=float, metavar=("IN", "OUT"),
+        help="price of a million prompt and of a million reply tokens: the cost is counted beside the tokens",
+    )  # fmt: skip
 
 
 def _command(

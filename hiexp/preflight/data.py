@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def read_questions(config: TrainConfig, which: str, checks: list[Check]) -> list[Question]:
     """Questions of ``task.train`` or ``task.evaluation``; what was found goes to ``checks``."""
     from hiexp.rl.setup import check_task
+    from hiexp.tasks.judged import MEND, mismatches
     from hiexp.tasks.qa import load_questions, repeated_texts
 
     task = config.task
@@ -45,6 +46,7 @@ def read_questions(config: TrainConfig, which: str, checks: list[Check]) -> list
         "" if which == "train" else f", the first {min(len(questions), config.evaluation.questions):,} during the run"
     )
     checks.append(Check(f"task.{which}", "ok", f"{len(questions):,} questions{used}"))
+    checks += [Check(f"task.{which}", "error", problem, MEND) for problem in mismatches(source, split, task.kind)]
     repeated = repeated_texts(questions)
     if repeated:
         first = " and ".join(repeated[0][:3])
@@ -105,10 +107,9 @@ def _hek_leaks(training: Sequence[Question], evaluation: Sequence[Question], sna
     from hiexp.experience.guard import leaking_entries
 
     checks = []
-    known = {one.id for one in evaluation}
-    sources = {question_id for entry in snapshot.entries for question_id in entry.qa_groups} & known
+    sources = _distilled_from(snapshot, evaluation)
     if sources:
-        text = f"the HEK was distilled from attempts at {len(sources)} evaluation questions"
+        text = f"the HEK was distilled from attempts at {sources} evaluation questions"
         mend = "distil from other questions; scores with this HEK are no test scores"
         checks.append(Check("leak: HEK", "warn", text, mend))
     leaks = leaking_entries(snapshot, [*training, *evaluation])
@@ -119,6 +120,19 @@ def _hek_leaks(training: Sequence[Question], evaluation: Sequence[Question], sna
     else:
         checks.append(Check("leak: answers", "ok", f"{len(snapshot.entries)} entries hold no gold answer"))
     return checks
+
+
+def _distilled_from(snapshot: Snapshot, questions: Sequence[Question]) -> int:
+    """How many of ``questions`` entries were drawn from: those of equal text; by id where the text is not known.
+
+    One file's ids are not another's: logs without ids name a question by its text, and many sets count from ``dev_0``.
+    """
+    from hiexp.experience.guard import text_key
+
+    sources = {name for entry in snapshot.entries for name in entry.qa_groups}
+    keys = {snapshot.aliases.get(name, name) for name in sources}
+    unknown = sources - snapshot.aliases.keys()
+    return sum(text_key(one.text) in keys or one.id in unknown for one in questions)
 
 
 def read_hek(config: TrainConfig, checks: list[Check]) -> Snapshot | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from hiexp.agent.arms import ARMS
 from hiexp.agent.eval_store import RESULT
-from hiexp.agent.eval_table import statement
+from hiexp.agent.eval_table import EVENTS, statement
 from hiexp.io import DataError
 from hiexp.report.figures import Picture, arm_color, svg_axes
 from hiexp.report.markup import esc, number
@@ -25,6 +25,7 @@ _TITLES = {
     "em": "EM", "f1": "F1", "cem": "CEM", "accuracy": "accuracy", "judge": "judge", "main": "main metric",
     "searches_per_answer": "searches", "failed_searches": "failed<br>searches", "sampled_tokens": "sampled<br>tokens",
     "seconds": "seconds", "tokens": "all<br>tokens", "n": "answers",
+    **{key: key.replace("_", "<br>") for key in EVENTS},
 }  # fmt: skip
 
 
@@ -94,7 +95,10 @@ def _section_html(result: EvalResult, index: int) -> str:
     swatch = f"<span class='swatch' style='background:{arm_color(index)}'></span>"
     if result.is_logs:
         told = f"stored trajectories {', '.join(result.data['trajectories'])}; scorer {result.data['dialect']}"
-        body = _table_html(f"eval-{index}", {"stored trajectories": {"logs": result.data}})
+        told += f"; corpus: {result.data['corpus']}" if "corpus" in result.data else ""
+        files = result.data.get("files", {})
+        rows = {**(files if len(files) > 1 else {}), "logs": result.data}
+        body = _table_html(f"eval-{index}", {"stored trajectories": rows})
     else:
         told = statement(result.data)
         body = _table_html(f"eval-{index}", _groups(result.data)) + _differences_html(index, result.data)
@@ -127,6 +131,7 @@ def _table_html(identifier: str, groups: _Groups) -> str:
         for key in (score, *(each for each in passes if each.startswith(f"{score}_pass@")))
         if key in present
     ] + [key for key in _COSTS if key in present]
+    columns += [key for key in EVENTS if any(row.get(key) for row in rows)]
     cells = {
         title: {label: [_cell(scores, key) for key in columns] for label, scores in group.items()}
         for title, group in groups.items()

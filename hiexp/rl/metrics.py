@@ -2,7 +2,7 @@
 
 metrics.jsonl holds one line a step with exactly :data:`METRIC_KEYS`, and ``loss/NAME`` for what a registered loss
 reports; a value that does not exist in a step (the reward of controls where there are none) is null. Everything but
-:data:`TIME_KEYS` is a function of config and seed.
+:data:`TIME_KEYS` is a function of config and seed, as long as servers fail (``tool_errors``, ``tool_retries``) alike.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from hiexp.io import atomic_write, read_jsonl
 if TYPE_CHECKING:
     from hiexp.rl.trackers import Trackers
 
+# What tool and scorer count by themselves, beside what stands in the rollouts.
+SERVICE_KEYS = ("tool_retries", "empty_passages", "scorer_failures")
 FINISH_REASONS: tuple[FinishReason, ...] = (
     "answer", "malformed", "max_turns", "max_tokens", "context", "eos", "max_searches", "max_tool_seconds", "cancelled",
 )  # fmt: skip
@@ -45,7 +47,7 @@ METRIC_KEYS = (
     "prompt_tokens", "experience_hit_rate_E1", "experience_hit_rate_E2", "experience_hit_rate_E3",
     "experience_hit_rate_start", "experience_dropped", "reward_with_experience", "reward_without_experience", "uplift",
     "uplift_stderr", *(f"finish_{reason}" for reason in FINISH_REASONS), "tool_errors",
-    "duplicate_searches", "engine_restarts", "snapshot_id", "hek_E1", "hek_E2", "hek_E3", *TIME_KEYS,
+    "duplicate_searches", "engine_restarts", *SERVICE_KEYS, "snapshot_id", "hek_E1", "hek_E2", "hek_E3", *TIME_KEYS,
 )  # fmt: skip
 
 
@@ -128,6 +130,32 @@ def reward_metrics(
         "uplift": difference,
         "uplift_stderr": error,
     }
+
+
+class ServiceCounts:
+    """What the tool and the task's scorer, in this process, counted since this was made.
+
+    ``tool_retries``: requests sent again after a time-out or a passing error. ``empty_passages``: passages without text
+    that a server sent. ``scorer_failures``: answers that broke a limit of the maths checker and scored 0.
+    """
+
+    def __init__(self, tool: Any, task: Any) -> None:
+        self._tool, self._task = tool, task
+        self._before = self._totals()
+
+    def read(self) -> dict[str, int]:
+        """The counts so far."""
+        return {key: value - self._before[key] for key, value in self._totals().items()}
+
+    def _totals(self) -> dict[str, int]:
+        totals = dict.fromkeys(SERVICE_KEYS, 0)
+        totals["scorer_failures"] = getattr(self._task, "scorer_failures", 0)
+        tool = self._tool
+        while tool is not None:  # caches and recordings hold the tool that they ask as theirs
+            totals["tool_retries"] += getattr(getattr(tool, "client", None), "retried", 0)
+            totals["empty_passages"] += getattr(tool, "empty_passages", 0)
+            tool = getattr(tool, "tool", None)
+        return totals
 
 
 class MetricsLog:

@@ -71,6 +71,11 @@ class QuestionTask:
         self.questions, self._evaluation = list(training), list(evaluation)
         self._scorer, self._seed = scorer, seed
 
+    @property
+    def scorer_failures(self) -> int:
+        """Answers that broke a limit of the scorer so far, where it has limits (maths)."""
+        return int(getattr(self._scorer, "failures", 0))
+
     def training(self, step: int, count: int) -> TaskBatch:
         """The ``count`` questions of one step of its epoch, all different.
 

@@ -46,7 +46,7 @@ def directory_lock(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"{path}: another process is training in this directory") from error
+            raise ValueError(f"{path}: another process is at work in this directory") from error
         yield
 
 

@@ -55,15 +55,20 @@ def make_task(config: TaskConfig, seed: int) -> QuestionTask:
     """Load the questions of ``config`` and the scorer for them.
 
     Raises:
-        ValueError: no source of training questions, or a kind that has to be passed to the trainer as an object.
+        ValueError: no source of training questions, a kind that has to be passed to the trainer as an object, or
+            questions whose answers are of another kind than ``task.kind``.
         DataError: unusable files; the message names file and line.
     """
+    from hiexp.tasks.judged import MEND, mismatches
     from hiexp.tasks.qa import load_questions
     from hiexp.tasks.scorers import make_scorer
 
     check_task(config)
     training = load_questions(config.train, config.train_split, config.train_limit)
     evaluation = load_questions(config.evaluation, config.evaluation_split) if config.evaluation else []
+    for source, split in ((config.train, config.train_split), (config.evaluation, config.evaluation_split)):
+        if source and (problems := mismatches(source, split, config.kind)):
+            raise ValueError(f"{problems[0]}; {MEND}")
     scorer = make_scorer("math" if config.kind == "maths" else config.scorer)
     return QuestionTask(training, evaluation, scorer, seed)
 

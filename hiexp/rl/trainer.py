@@ -37,7 +37,7 @@ from hiexp.rl.credit import assign
 from hiexp.rl.distributed import Ranks
 from hiexp.rl.evaluate import evaluate, evaluation_batches
 from hiexp.rl.memory import peak_memory, return_freed_memory
-from hiexp.rl.metrics import MetricsLog, reward_metrics, rollout_metrics
+from hiexp.rl.metrics import MetricsLog, ServiceCounts, reward_metrics, rollout_metrics
 from hiexp.rl.model import check_policy, load_policy, packs_prefixes, pad_token_id, prepare, resolve_device
 from hiexp.rl.policy import Policy, random_state, set_random_state
 from hiexp.rl.preemption import Preempted, Preemption, watched
@@ -197,7 +197,7 @@ class GRPOTrainer:
 
     def _step(self, step: int) -> dict[str, Any]:
         """One training step; returns its metrics."""
-        begin = time.perf_counter()
+        begin, counts = time.perf_counter(), ServiceCounts(self.tool, self.task)
         acted = self._act(step)
         return_freed_memory()
         learning = time.perf_counter()
@@ -209,7 +209,7 @@ class GRPOTrainer:
         return {
             "step": step, **reward_metrics(seen.rewards, seen.groups, seen.with_experience), **metrics,
             **rollout_metrics(seen.rollouts, seen.with_experience), **snapshot_metrics(self.snapshot),
-            **acted.metrics, "staleness": acted.staleness, **peak_memory(self.accelerator.device),
+            **counts.read(), **acted.metrics, "staleness": acted.staleness, **peak_memory(self.accelerator.device),
             **acted.seconds, **self._update.clock.take(), "seconds_update": end - learning, "seconds_step": end - begin,
         }  # fmt: skip
 

@@ -7,11 +7,17 @@ other hub name works as well (hiexp.tasks.qa). Columns are mapped by hiexp.tasks
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, get_args
 
 from hiexp.io import DataError
+
+Kind = Literal["qa", "maths"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_LABEL = re.compile(r"([\w-]+)=(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ class DataSet:
     part: str = ""
     columns: str = "flashrag"
     metric: Literal["em", "f1", "cem", "accuracy", "judge"] = "cem"
-    kind: Literal["qa", "maths"] = "qa"
+    kind: Kind = "qa"
     samples: int = 1
     note: str = ""
 
@@ -86,6 +92,20 @@ def find_data_set(name: str) -> tuple[str, DataSet] | None:
     key = "".join(char for char in name.lower() if char.isalnum())
     key = _ALIASES.get(key, key)
     return (key, DATA_SETS[key]) if key in DATA_SETS else None
+
+
+def split_label(source: str) -> tuple[str, str]:
+    """What a source is judged as and the source itself: ``aime24=FILE``, ``maths=FILE``; without a label ("", source).
+
+    Raises:
+        DataError: a label that is neither a named set nor a kind.
+    """
+    match = None if Path(source).exists() else _LABEL.fullmatch(source)
+    if match is None:
+        return "", source
+    if match[1] not in KINDS and find_data_set(match[1]) is None:
+        raise DataError(f"{source}: expected qa, maths or a name of hiexp eval --list-sets before '='")
+    return match[1], match[2]
 
 
 def unknown_name(name: str) -> DataError:

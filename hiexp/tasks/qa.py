@@ -3,11 +3,13 @@
 Sources: a ``.jsonl``/``.jsonl.gz``/``.json`` file; a name of the table in data_sets.py (``hotpotqa``); a folder or hub
 name that ``datasets`` can load, as ``owner/name``, ``owner/name:config`` or ``owner/name:path/in/repository.json``.
 Several are joined by `` + ``, ids then begin with the name of their source (many sets count from ``dev_0``);
-``SOURCE[:N]`` is the first N questions of one: ``train.jsonl + musique[:8000]``.
+``SOURCE[:N]`` is the first N questions of one: ``train.jsonl + musique[:8000]``. ``aime24=FILE`` and ``maths=FILE`` say
+how answers are judged (judged.py); it makes no difference to what is read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +22,7 @@ import numpy as np
 
 from hiexp._extras import require
 from hiexp.io import DataError, read_jsonl
-from hiexp.tasks.data_sets import find_data_set, unknown_name
+from hiexp.tasks.data_sets import find_data_set, split_label, unknown_name
 from hiexp.tasks.maths import gsm8k_answer, number_text
 from hiexp.tasks.question import Question
 
@@ -52,6 +54,10 @@ class Columns:
     meta: tuple[str, ...] = ()
     context: str = ""
     convert: Callable[[Any], Any] = lambda cell: cell
+
+    def fit(self, row: Mapping[str, Any]) -> bool:
+        """Whether ``row`` has the columns of this family."""
+        return {self.question, self.answers, *self.needs} <= row.keys()
 
 
 def _solution_or_answer(cell: Any) -> Any:
@@ -118,9 +124,15 @@ def split_sources(source: str | Path) -> list[tuple[str, int | None]]:
 
 
 def _part(name: str, count: int | None, split: str | None, *, prefixed: bool) -> Iterator[tuple[str, Question]]:
+    name = split_label(name)[1]
     stem = source_name(name)
     for place, question in islice(_questions(_rows(name, split), stem), count):
         yield place, replace(question, id=f"{stem}:{question.id}") if prefixed else question
+
+
+def first_row(source: str, split: str | None) -> dict[str, Any]:
+    """The first row of one source as it stands there; empty where there is none. Errors as in load_questions."""
+    return next((row for _, _, row in _rows(source, split)), {})
 
 
 def source_name(source: str | Path) -> str:
@@ -217,7 +229,7 @@ def _questions(rows: Iterable[tuple[str, int, dict[str, Any]]], stem: str) -> It
 
 def _columns_of(place: str, row: dict[str, Any]) -> Columns:
     for columns in COLUMNS.values():
-        if {columns.question, columns.answers, *columns.needs} <= row.keys():
+        if columns.fit(row):
             return columns
     known = "; ".join(f"{name}: {', '.join((c.question, c.answers, *c.needs))}" for name, c in COLUMNS.items())
     raise DataError(f"{place}: unknown columns {sorted(row)}; expected one of these sets ({known})")
@@ -270,6 +282,12 @@ def _unique(located: Iterable[tuple[str, Question]]) -> list[Question]:
         places[question.id] = place
         questions.append(question)
     return questions
+
+
+def questions_digest(questions: Iterable[Question]) -> str:
+    """SHA-256 of ids, texts and gold answers in their order: tells whether a file still holds what it held."""
+    content = [[one.id, one.text, one.golden_answers] for one in questions]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def repeated_texts(questions: Sequence[Question]) -> list[tuple[str, ...]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from hiexp.agent.arms import ARMS, choose_arms, direct_dialect, prompting_dialect
 from hiexp.agent.eval_run import Evaluator, load_sets, macro_average
+from hiexp.agent.eval_table import table_lines
 from hiexp.agent.protocol import DIALECTS, Action, get_dialect
 from hiexp.rl.config import TrainConfig
 
@@ -103,6 +105,26 @@ def test_failed_searches_are_counted(evaluator):
 
     maker, one = evaluator(["without_hek"], tool=Broken())
     assert maker.evaluate(one)[0]["without_hek"]["failed_searches"] == 3
+
+
+def test_events_are_counted_and_shown_where_they_happened(evaluator):
+    class Restless:
+        name = "restless"
+        client = SimpleNamespace(retried=9)
+        empty_passages = 4
+
+        def search(self, queries, top_k):
+            self.client.retried += len(queries)
+            self.empty_passages += 2 * len(queries)
+            return [[] for _ in queries]
+
+    maker, one = evaluator(["without_hek"], tool=Restless())
+    arm = maker.evaluate(one)[0]["without_hek"]
+    assert (arm["tool_retries"], arm["empty_passages"]) == (3, 6)
+    assert (arm["duplicate_searches"], arm["engine_restarts"], arm["scorer_failures"]) == (0, 0, 0)
+    table = "\n".join(table_lines({"x": arm}))
+    assert "tool_retries" in table
+    assert "scorer_failures" not in table
 
 
 def test_judged_answers_bring_one_more_score(evaluator):

@@ -12,6 +12,7 @@ pytest.importorskip("accelerate", reason="the train extra is not installed")
 from hiexp.agent.commands import register
 from hiexp.agent.record import Rollout
 from hiexp.io import DataError, read_jsonl
+from hiexp.rl.run_directory import directory_lock
 
 
 def hiexp(*arguments):
@@ -39,7 +40,8 @@ def test_rollouts_continue_after_a_kill_and_do_not_depend_on_shards(given, tmp_p
     assert all({"em", "f1", "cem"} <= set(row["scores"]) for row in rows)
     assert "15 rollouts of 5 questions: cem" in capsys.readouterr().out
     killed = tmp_path / "a" / "shard_000002.jsonl.gz"
-    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a").iterdir() if path != killed}
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("*.*") if path != killed}
+    before.pop(".lock")
     killed.unlink()
     hiexp("rollout", *given, "--k", 3, "--out", tmp_path / "a", "--shard-questions", 2)
     assert contents(tmp_path / "a") == rows
@@ -62,6 +64,32 @@ def test_rollouts_of_other_settings_are_not_mixed(given, tmp_path):
         hiexp("rollout", *given, "--k", 3, "--limit", 1, "--out", tmp_path / "a")
     with pytest.raises(DataError, match=r"it holds no settings\.json"):
         hiexp("rollout", *given, "--out", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "row", "key"),
+    [
+        ("q.jsonl", {"id": "q0", "question": "w7 w8", "golden_answers": ["w0"]}, "questions_sha256"),
+        ("q.jsonl", {"id": "q0", "question": "w0 w1", "golden_answers": ["w9"]}, "questions_sha256"),
+        ("c.jsonl", {"id": "d0", "title": "w0", "text": "w7"}, "tool_identity"),
+    ],
+)
+def test_rollouts_of_a_changed_file_are_not_mixed(given, tmp_path, file, row, key):
+    hiexp("rollout", *given, "--k", 2, "--out", tmp_path / "a", "--shard-questions", 2)
+    (tmp_path / "a" / "shard_000002.jsonl.gz").unlink()
+    before = contents(tmp_path / "a")
+    lines = (tmp_path / file).read_text().splitlines()
+    (tmp_path / file).write_text("\n".join([json.dumps(row), *lines[1:]]) + "\n")
+    with pytest.raises(ValueError, match=rf"holds rollouts with other settings \({key}: '.*' -> '.*'\)"):
+        hiexp("rollout", *given, "--k", 2, "--out", tmp_path / "a", "--shard-questions", 2)
+    assert contents(tmp_path / "a") == before
+
+
+def test_two_commands_do_not_write_into_one_directory(given, tmp_path):
+    with directory_lock(tmp_path / "a"), pytest.raises(ValueError, match="another process is at work"):
+        hiexp("rollout", *given, "--limit", 1, "--out", tmp_path / "a")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [".lock"]
+    hiexp("rollout", *given, "--limit", 1, "--k", 1, "--out", tmp_path / "a")
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,16 @@ def test_answers_of_other_settings_or_questions_are_not_mixed(given, tmp_path):
         hiexp("eval", *given, "--out", tmp_path / "a")
 
 
+def test_answers_over_another_corpus_are_not_mixed(given, tmp_path):
+    hiexp("eval", *given, "--limit", 1, "--out", tmp_path / "a")
+    stored = result_of(tmp_path / "a/result.json")
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_text(corpus.read_text() + json.dumps({"id": "d99", "title": "w0", "text": "w7"}) + "\n")
+    with pytest.raises(ValueError, match=r"other settings \(tool_identity: 'bm25:.*' -> 'bm25:.*'\)"):
+        hiexp("eval", *given, "--out", tmp_path / "a")
+    assert result_of(tmp_path / "a/result.json") == stored
+
+
 def test_kept_answers_follow_the_golds_of_today(given, tmp_path):
     hiexp("eval", *given, "--out", tmp_path / "a")
     answers = {rollout.question_id: rollout.answer for rollout in rollouts_of(tmp_path / "a/q/without_hek.jsonl")}
@@ -205,6 +215,21 @@ def test_a_named_maths_set_is_judged_as_maths(given, without_questions, tmp_path
     assert result["macro"]["without_hek"]["main"] == pytest.approx(main)
 
 
+def test_local_maths_and_qa_stand_beside_each_other(given, without_questions, tmp_path):
+    pytest.importorskip("math_verify")
+    (tmp_path / "m.jsonl").write_text(json.dumps({"problem": "w1", "answer": "1"}) + "\n")
+    (tmp_path / "aime24.jsonl").write_text(json.dumps({"problem": "w1", "answer": "1"}) + "\n")
+    files = [f"maths={tmp_path}/m.jsonl", tmp_path / "aime24.jsonl", f"qa={tmp_path}/m.jsonl", tmp_path / "q.jsonl"]
+    hiexp("eval", *without_questions, "--questions", *files, "--json", tmp_path / "e.json")
+    sets = result_of(tmp_path / "e.json")["sets"]
+    assert {name: part["scorer"] for name, part in sets.items()} == {
+        "m": "math", "aime24": "math", "m_3": "hiexp", "q": "hiexp",
+    }  # fmt: skip
+    assert sets["aime24"]["source"] == str(tmp_path / "aime24.jsonl")
+    with pytest.raises(ValueError, match=r"m\.jsonl: columns of a maths set, task\.kind is qa.*write maths="):
+        hiexp("eval", *without_questions, "--questions", tmp_path / "m.jsonl")
+
+
 def test_logs(given, tmp_path):
     hiexp("rollout", *given, "--k", 2, "--out", tmp_path / "a")
     hiexp(
@@ -218,6 +243,37 @@ def test_logs(given, tmp_path):
     assert logs["searches_per_answer"] == pytest.approx(
         sum(step[0] == "query" for row in rows for step in row["steps"]) / len(rows)
     )
+
+
+def test_several_logs_have_a_table_each_and_one_together(tmp_path, capsys):
+    def log(name, answers):
+        rows = [
+            {"question": f"q {i}?", "golden_answers": ["w1"], "prediction": answer,
+             "stop_reason": "stop", "text": f"<think>so</think><answer>{answer}</answer>"}
+            for i, answer in enumerate(answers)
+        ]  # fmt: skip
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    one, other = log("a.jsonl", ["w1", "w1", "w2"]), log("b.jsonl", ["w2"])
+    flags = ["--corpus", "pages of 2018", "--json", tmp_path / "e.json"]
+    hiexp("eval", "--trajectories", one, other, *flags)
+    result = result_of(tmp_path / "e.json")
+    assert (result["em"], result["n"], result["corpus"]) == (0.5, 4, "pages of 2018")
+    assert [(part["em"], part["n"]) for part in result["files"].values()] == [(pytest.approx(2 / 3), 3), (0.0, 1)]
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.endswith(":")] == [f"{one}:", f"{other}:"]
+    assert "all 2 files" in out
+    assert "corpus: pages of 2018" in out
+    hiexp("eval", "--trajectories", one, other, "--limit", 1, "--json", tmp_path / "e.json")
+    assert (result_of(tmp_path / "e.json")["em"], result_of(tmp_path / "e.json")["n"]) == (0.5, 2)
+    capsys.readouterr()
+    hiexp("eval", "--trajectories", one)
+    out = capsys.readouterr().out
+    assert out.count("searches_per_answer") == 1
+    assert "which they do not name" in out
+    with pytest.raises(ValueError, match="--trajectories: expected different files"):
+        hiexp("eval", "--trajectories", one, one)
 
 
 @pytest.mark.data

@@ -12,6 +12,7 @@ import pytest
 from hiexp.experience import command_handlers
 from hiexp.experience.commands import register
 from hiexp.experience.ledger import Meter, Prices, Tally, add_to_ledger, read_ledger
+from hiexp.experience.record import Experience
 from hiexp.experience.store import HEK
 from hiexp.io import write_jsonl
 
@@ -76,6 +77,29 @@ def test_tokens_cost_duplicates_and_rejections_are_counted(
     lines = {line[:32].strip(): line[32:].split() for line in capsys.readouterr().out.splitlines()}
     assert lines["prompt tokens"][0] == "700"
     assert lines["equal to a lesson stored before"] == ["3"]
+
+
+def test_a_build_has_its_price_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command_handlers, "_model", lambda argument, spec: Teacher())
+    out = str(tmp_path / "hek.sqlite")
+    with HEK.create(out) as hek:
+        kinds = ("when was the play {} composed", "where was the painter {} born")
+        hek.add(
+            Experience("E1", kind.format(name), f"lesson {name} {place}", qa_groups=(f"q{place}{name}",))
+            for place, kind in enumerate(kinds)
+            for name in ("Bela", "Cato")
+        )
+    heights = ("--threshold-e2", "1.0", "--threshold-e3", "1.4")
+    hiexp("build", out, "--summariser", "openai:t", *heights, "--price", "2", "10")
+    with HEK.open(out) as hek:
+        tally = read_ledger(hek)["summariser openai:t"]
+    assert tally.requests > 0
+    assert tally.cost == pytest.approx((tally.prompt_tokens * 2 + tally.completion_tokens * 10) / 1e6)
+    assert f"cost {tally.cost:,.4f}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--price: expected two prices >= 0"):
+        hiexp("build", out, "--price", "-1", "1")
 
 
 def test_a_killed_distillation_has_counted_what_it_paid_for(

@@ -21,6 +21,7 @@ from hiexp.preflight.command import check_config  # noqa: E402
 from hiexp.preflight.memory import adapter_parameters, checkpoint_bytes, model_shape  # noqa: E402
 from hiexp.preflight.settings import setting_checks  # noqa: E402
 from hiexp.rl.config import TrainConfig  # noqa: E402
+from hiexp.tasks.question import Question  # noqa: E402
 
 WORDS = [f"w{i}" for i in range(30)]
 
@@ -240,6 +241,17 @@ def test_repeated_and_leaked_questions(sound, tmp_path):
     assert "1 evaluation questions are trained on (0 letter by letter), first e99 = t7" in leak.text
 
 
+def test_maths_under_qa(sound, tmp_path):
+    rows(tmp_path / "m.jsonl", [{"problem": "w1 w2", "answer": "1"}])
+    for source, words in (("", "columns of a maths set"), ("aime24=", "answers of aime24 are judged as maths")):
+        check = pick(found(sound, task={"evaluation": f"{source}{tmp_path}/m.jsonl"}), "task.evaluation", "error")
+        assert words in check.text
+    for task in ({"kind": "maths", "metric": "accuracy", "train": f"maths={sound['task']['train']}"}, {"kind": "qa"}):
+        label = "qa=" if task["kind"] == "qa" else ""
+        checks = found(sound, task={**task, "evaluation": f"{label}{tmp_path}/m.jsonl"})
+        assert not [check for check in checks if check.name.startswith("task.") and check.status == "error"]
+
+
 @pytest.fixture
 def hek(tmp_path):
     def make(*entries):
@@ -260,6 +272,43 @@ def test_answers_and_evaluation_questions_in_the_hek(sound, hek, tmp_path):
     assert "1 entries hold an answer" in pick(checks, "leak: answers", "error").text
     assert "attempts at 1 evaluation questions" in pick(checks, "leak: HEK", "warn").text
     assert "asks for E3" in pick(checks, "HEK", "warn").text
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (Question("text:of-a-log", "The w0, w4!", ("w0",)), "attempts at 1 evaluation questions"),
+        (Question("e0", "w9 w5", ("w0",)), ""),
+        (Question("e0", "w0 w4", ("w0",)), "attempts at 1 evaluation questions"),
+    ],
+)
+def test_the_source_of_an_entry_is_known_by_its_text_and_not_by_its_id(sound, tmp_path, source, told):
+    with HEK.create(tmp_path / "hek.sqlite", encoder="hashing") as hek:
+        hek.register_questions([source])
+        hek.add([Experience("E1", source.text, "look for w3 , not w4", qa_groups=(source.id,))])
+    checks = found(sound, experience={"hek": str(tmp_path / "hek.sqlite")})
+    leaks = [check.text for check in checks if check.name == "leak: HEK"]
+    assert len(leaks) == bool(told)
+    assert all(told in text for text in leaks)
+
+
+@pytest.mark.data
+def test_logs_without_ids_are_found_among_the_evaluation_questions(data_dir, tmp_path):
+    from hiexp.experience.importers import load_trajectories
+    from hiexp.preflight.data import leak_checks
+    from hiexp.tasks.qa import load_questions
+
+    evaluation = load_questions(data_dir / "hotpotqa_500.jsonl")
+    groups = load_trajectories([data_dir / "trajectories_hotpotqa_qwen7b.jsonl.gz"])[:20]
+    asked = {" ".join(group[0].question.casefold().split()) for group in groups}
+    both = sum(" ".join(one.text.casefold().split()) in asked for one in evaluation)
+    assert both
+    with HEK.create(tmp_path / "hek.sqlite", encoder="hashing") as hek:
+        first = [group[0] for group in groups]
+        hek.register_questions([Question(one.question_id, one.question, one.golden_answers) for one in first])
+        hek.add([Experience("E1", one.question, "look for dates", qa_groups=(one.question_id,)) for one in first])
+        (leak,) = [check for check in leak_checks([], evaluation, hek.snapshot()) if check.name == "leak: HEK"]
+    assert f"attempts at {both} evaluation questions" in leak.text
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,15 @@ def write(tmp_path):
     return put
 
 
+def test_events_have_a_column_where_they_happened(write, read_page, tmp_path):
+    data = result()
+    data["sets"]["2wiki"]["with_hek"] |= {"tool_retries": 12, "scorer_failures": 0}
+    page = read_page(report([write("e.json", data)], tmp_path / "out.html"))
+    head = page.tables["eval-0"][0]
+    assert "toolretries" in head
+    assert "scorerfailures" not in head
+
+
 def test_a_page_of_evaluations_alone(write, read_page, tmp_path):
     folder = write("seven/result.json", result()).parent
     page = read_page(report([folder], tmp_path / "out.html"))

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from hiexp.agent.record import Injection, Rollout, ToolCall
 from hiexp.io import DataError
-from hiexp.rl.metrics import METRIC_KEYS, MetricsLog, read_metrics, reward_metrics, rollout_metrics
+from hiexp.rl.metrics import (
+    METRIC_KEYS,
+    SERVICE_KEYS,
+    MetricsLog,
+    ServiceCounts,
+    read_metrics,
+    reward_metrics,
+    rollout_metrics,
+)
 
 
 def make_rollout(finish, calls=(), injections=(), sampled=2, inserted=3):
@@ -56,6 +66,17 @@ def test_rollout_metrics_by_hand():
     assert (metrics["finish_answer"], metrics["finish_max_turns"]) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
     assert metrics["tool_errors"] == 1
     assert set(metrics) <= set(METRIC_KEYS)
+
+
+def test_what_tool_and_scorer_count_is_told_from_now_on():
+    server = SimpleNamespace(client=SimpleNamespace(retried=3), empty_passages=2)
+    task = SimpleNamespace(scorer_failures=5)
+    counts = ServiceCounts(SimpleNamespace(tool=SimpleNamespace(tool=server)), task)
+    assert counts.read() == dict.fromkeys(SERVICE_KEYS, 0)
+    server.client.retried, server.empty_passages, task.scorer_failures = 7, 3, 6
+    assert counts.read() == {"tool_retries": 4, "empty_passages": 1, "scorer_failures": 1}
+    assert ServiceCounts(SimpleNamespace(), object()).read() == dict.fromkeys(SERVICE_KEYS, 0)
+    assert set(SERVICE_KEYS) <= set(METRIC_KEYS)
 
 
 def test_levels_lengths_and_truncation_by_hand():

@@ -40,6 +40,16 @@ def test_maths_questions_are_judged_by_value(tmp_path):
     assert task.score(question, "0.7")["accuracy"] == 0.0
 
 
+def test_questions_of_another_kind_are_refused(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"id": "a", "problem": "1/2 + 1/4", "answer": "3/4"}\n')
+    with pytest.raises(ValueError, match=r"mine\.jsonl: columns of a maths set.*or write qa="):
+        make_task(TaskConfig(train=str(path)), seed=0)
+    with pytest.raises(ValueError, match="answers of aime24 are judged as maths"):
+        make_task(TaskConfig(train=f"qa={path}", evaluation=f"aime24={path}"), seed=0)
+    assert make_task(TaskConfig(train=f"qa={path}"), seed=0).questions[0].text == "1/2 + 1/4"
+
+
 @pytest.mark.parametrize("kind", ["bm25", "dense"])
 def test_tools_over_a_corpus(tiny_run, tmp_path, kind):
     config = ToolConfig(kind=kind, corpus=str(tiny_run.root / "corpus.jsonl"), cache_dir=str(tmp_path))
