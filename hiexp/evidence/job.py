@@ -11,11 +11,9 @@ import torch
 from hiexp.evidence.config import ARMS, EvidenceConfig, check_arms
 from hiexp.evidence.page import write_results
 from hiexp.evidence.study import Study
-from hiexp.io import atomic_write
 from hiexp.quickstart.stages import Say
-from hiexp.rl.config_parse import differing_keys, dump_yaml, read_yaml
 from hiexp.rl.model import quiet_transformers
-from hiexp.rl.run_directory import directory_lock
+from hiexp.rl.run_directory import claim, directory_lock
 
 
 def evidence(
@@ -34,7 +32,7 @@ def evidence(
         quiet_transformers()
         if config.train.run.threads is not None:
             torch.set_num_threads(config.train.run.threads)
-        _claim(out, config)
+        claim(out / "evidence.yaml", config, "a study")
         for seed in seeds:
             begin = time.perf_counter()
             Study(config, seed, out / f"seed_{seed}", names, say).run()
@@ -43,16 +41,3 @@ def evidence(
             page = write_results(out)
     say(f"Results: {page}")
     return page
-
-
-def _claim(out: Path, config: EvidenceConfig) -> None:
-    """Note the settings in ``out``, or refuse to mix two settings in one directory; seeds and arms may be added."""
-    file = out / "evidence.yaml"
-    if file.exists():
-        lines = differing_keys(read_yaml(file, []), config.to_dict())
-        if lines:
-            raise ValueError(
-                f"{out}: holds a study with other settings ({'; '.join(lines)}); continue with those, or choose "
-                "another directory with --out"
-            )
-    atomic_write(file, dump_yaml(config))

@@ -27,9 +27,8 @@ from hiexp.quickstart.worlds import MiniWorldTask
 from hiexp.report.page import report
 from hiexp.report.plots import comparison_png
 from hiexp.rl.config import ModelConfig
-from hiexp.rl.config_parse import differing_keys, dump_yaml, read_yaml
 from hiexp.rl.model import load_policy, quiet_transformers
-from hiexp.rl.run_directory import directory_lock
+from hiexp.rl.run_directory import claim, directory_lock
 from hiexp.rl.trainer import GRPOTrainer
 from hiexp.rl.warm_start import warm_start
 
@@ -49,7 +48,7 @@ def _quickstart(config: QuickstartConfig, out: Path, say: Say) -> Path:
     if config.train.run.threads is not None:
         torch.set_num_threads(config.train.run.threads)
     begin = time.perf_counter()
-    _claim(out, config)
+    claim(out / "quickstart.yaml", config, "a quickstart")
     task = _task(config)
     stage(out / "policy", lambda folder: _warm_start(config, folder, say), say, "1/4 warm start by imitation")
     stage(
@@ -67,19 +66,6 @@ def _quickstart(config: QuickstartConfig, out: Path, say: Say) -> Path:
     atomic_write(out / "summary.txt", text)
     say(f"\n{text}\nReport: {page}   ({time.perf_counter() - begin:.0f} s)")
     return page
-
-
-def _claim(out: Path, config: QuickstartConfig) -> None:
-    """Note the settings in ``out``, or refuse to mix two settings in one directory."""
-    file = out / "quickstart.yaml"
-    if file.exists():
-        lines = differing_keys(read_yaml(file, []), config.to_dict())
-        if lines:
-            raise ValueError(
-                f"{out}: holds a quickstart with other settings ({'; '.join(lines)}); continue with those, or choose "
-                "another directory with --out"
-            )
-    atomic_write(file, dump_yaml(config))
 
 
 def _task(config: QuickstartConfig) -> MiniWorldTask:

@@ -189,6 +189,25 @@ def dump_yaml(config: Any) -> str:
     return str(yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True))
 
 
+def changed_settings(stored: dict[str, Any], config: Any) -> list[str]:
+    """Lines ``key: old -> new`` for every setting of ``config`` that differs from the ``stored`` ones.
+
+    A setting that is not stored did not exist then and counts as the default of its dataclass, which keeps what was
+    done before there was a choice.
+    """
+    return differing_keys(_with_defaults(stored, config), to_plain(config))
+
+
+def _with_defaults(stored: dict[str, Any], config: Any) -> dict[str, Any]:
+    complete = to_plain(type(config)()) | stored
+    for field in dataclasses.fields(config):
+        value, inner = getattr(config, field.name), stored.get(field.name, {})
+        # Not the outer default: a quickstart may have chosen a new setting differently since.
+        if dataclasses.is_dataclass(value) and isinstance(inner, dict):
+            complete[field.name] = _with_defaults(inner, value)
+    return complete
+
+
 def differing_keys(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
     """Lines ``key: old -> new`` for every leaf that differs between two nested dicts."""
     lines: list[str] = []

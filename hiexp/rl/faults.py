@@ -12,7 +12,7 @@ import numpy as np
 
 from hiexp.agent.record import Rollout
 from hiexp.io import atomic_write
-from hiexp.rl.batch import MicroBatch, sampled_positions
+from hiexp.rl.batch import sampled_positions
 
 _NAMED = 5
 
@@ -34,7 +34,7 @@ def non_finite(
     what: str,
     step: int,
     rollouts: Sequence[Rollout],
-    batch: MicroBatch,
+    indices: Sequence[int],
     tokens: Mapping[str, Any],
     values: Mapping[str, np.ndarray[Any, Any] | None],
     folder: Path | None,
@@ -43,14 +43,14 @@ def non_finite(
 
     Args:
         what: what was not finite, with its value.
-        tokens: name -> (N,) values of the batch's trained tokens, None where there are none.
+        indices: which rollouts the batch is made of.
+        tokens: name -> (N,) values of their trained tokens, one rollout after the other, None where there are none.
         values: name -> (len(rollouts),) numbers such as rewards and advantages, None where there are none.
     """
-    offsets = batch.cu_seqlens.tolist()
-    rows = []
-    for place, i in enumerate(batch.indices):
-        span = slice(offsets[place], offsets[place + 1])
-        columns = {name: column[span].tolist() for name, column in tokens.items() if column is not None}
+    rows, end = [], 0
+    for i in indices:
+        begin, end = end, end + len(sampled_positions(rollouts[i]))
+        columns = {name: column[begin:end].tolist() for name, column in tokens.items() if column is not None}
         numbers = {name: float(column[i]) for name, column in values.items() if column is not None}
         rows.append(_row(rollouts[i], numbers, columns))
     bad = [row["rollout_id"] for row in rows if row["non_finite"]]

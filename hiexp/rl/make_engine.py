@@ -55,12 +55,6 @@ def training_engine(config: TrainConfig, model: Any, tokenizer: Any) -> tuple[En
         ValueError: settings under which the engine would sample from other weights, or at another temperature, than
             the trainer scores with.
     """
-    own = bool(config.rollout.server) or config.rollout.engine == "vllm"
-    if own and config.model.lora_rank > 0:
-        raise ValueError(
-            "model.lora_rank: expected 0 with vLLM or a server, whose weights have no adapters; use "
-            "rollout.engine: transformers"
-        )
     if config.rollout.server and config.rollout.temperature != 1.0:
         raise ValueError(
             "rollout.temperature: expected 1 in training with rollout.server, whose log-probs are at temperature 1, "

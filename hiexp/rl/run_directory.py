@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from hiexp.agent.record import Rollout
 from hiexp.io import DataError, atomic_write, write_jsonl
 from hiexp.rl.config import TrainConfig
-from hiexp.rl.config_parse import describe, differing_keys, dump_yaml, read_yaml
+from hiexp.rl.config_parse import changed_settings, describe, dump_yaml, read_yaml
 
 if TYPE_CHECKING:
     from hiexp.experience.retrieve import Snapshot
@@ -50,6 +50,21 @@ def directory_lock(path: Path) -> Iterator[None]:
         yield
 
 
+def claim(file: Path, config: Any, what: str) -> None:
+    """Note ``config`` in ``file``; refuse to mix two settings in one directory. ``what``: what lies there.
+
+    Raises:
+        ValueError: the file holds other settings; they are named.
+    """
+    lines = changed_settings(read_yaml(file, []), config) if file.exists() else []
+    if lines:
+        raise ValueError(
+            f"{file.parent}: holds {what} with other settings ({'; '.join(lines)}); continue with those, or choose "
+            "another directory with --out"
+        )
+    atomic_write(file, dump_yaml(config))
+
+
 class RunDirectory:
     """Files of the run that ``config`` describes. Nothing is written before :meth:`locked`.
 
@@ -70,7 +85,7 @@ class RunDirectory:
         _check_allowed(config, allow_changed)
         resolved = self.path / "config.resolved.yaml"
         if resolved.exists():
-            differing = differing_keys(read_yaml(resolved, []), config.to_dict())
+            differing = changed_settings(read_yaml(resolved, []), config)
             self._changes = [line for line in differing if line.split(":")[0] not in CHANGEABLE]
             refused = [line for line in self._changes if line.split(":")[0] not in allow_changed]
             if refused:

@@ -17,9 +17,10 @@ from hiexp.agent.record import Rollout
 from hiexp.io import read_jsonl, write_jsonl
 from hiexp.rl.config import TrainConfig
 from hiexp.rl.distributed import Ranks
+from hiexp.rl.lora import PlainWeights
 from hiexp.rl.make_engine import training_engine
-from hiexp.rl.staleness import Made, RolloutsAhead, policy_step
-from hiexp.rl.weight_sync import PROBE_TOKENS, WeightSync
+from hiexp.rl.staleness import Made, RolloutsAhead
+from hiexp.rl.weight_sync import PROBE_TOKENS, LocalReplica, WeightSync
 from hiexp.tasks.question import Question
 
 T = TypeVar("T")
@@ -91,7 +92,7 @@ class RolloutSource:
             rollouts, metrics = self._ahead.take(step)
         else:
             rollouts, metrics = self._sample(step, step - 1), self._loaded
-        return rollouts, {**metrics, "staleness": step - 1 - policy_step(step, self._lag)}
+        return rollouts, {**metrics, "staleness": step - 1 - rollouts[0].policy_step if rollouts else 0}
 
     def rest(self) -> None:
         """The step has all its rollouts; an engine that can gives its memory back until the next update."""
@@ -105,7 +106,7 @@ class RolloutSource:
         elif self._sync is not None:
             if isinstance(self.engine, Sleeper):
                 self.engine.wake_up()
-            update = {"weights": self._model.state_dict(), "expected": self._sync.expected(self._model)}
+            update = {"weights": self._weights(), "expected": self._sync.expected(self._model)}
             self._loaded = self._ranks.on_main(lambda: self._load(update))
             self._current = True
 
@@ -128,10 +129,18 @@ class RolloutSource:
             self._ahead.close()
             self._ahead, self._current = None, False
 
+    def _weights(self) -> Mapping[str, Any]:
+        """The weights as the engine knows them: a copy of the model has adapter layers too, others hold a plain one."""
+        assert self._sync is not None
+        copied = isinstance(self._sync.replica, LocalReplica)
+        weights: Mapping[str, Any] = self._model.state_dict() if copied else PlainWeights(self._model)
+        return weights
+
     def _copy(self) -> dict[str, Any]:
         """The weights as they are now, untouched by later updates, and the trainer's log-probs of the probes."""
-        weights = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
-        return {"weights": weights, "expected": None if self._sync is None else self._sync.expected(self._model)}
+        assert self._sync is not None
+        weights = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
+        return {"weights": weights, "expected": self._sync.expected(self._model)}
 
     def _load(self, update: Mapping[str, Any]) -> dict[str, Any]:
         assert self._sync is not None

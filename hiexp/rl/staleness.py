@@ -3,7 +3,9 @@
 The rule: rollouts of step s come from the weights after update max(0, s - 1 - lag). While step s is trained, those of
 the steps up to s + lag are made. The rule says which weights, never "the newest there are", so speed has no influence
 on results and a continued run equals an uninterrupted one. What a checkpoint after step s cannot make again, because
-the weights are gone, are the rollouts of steps s + 1 to s + lag: it stores them.
+the weights are gone, are the rollouts of steps s + 1 to s + lag: it stores them. Nothing is made beyond the last step,
+so where ``run.steps`` is raised later, the first steps that were not planned come from the checkpoint's weights, less
+stale than the rule says, as the first steps of a run do.
 """
 
 from __future__ import annotations
@@ -49,28 +51,18 @@ class RolloutsAhead:
         self._loaded: Future[Metrics] | None = None
 
     def begin(self, step: int, weights: Mapping[str, Any], stored: Mapping[int, Made]) -> None:
-        """Go on after ``step`` updates with ``weights``, which nobody may change; ``stored``: see :meth:`pending`.
-
-        Raises:
-            ValueError: a step is missing in ``stored`` whose weights are gone.
-        """
-        for ahead in range(step + 1, min(step + self.lag, self.last) + 1):
-            if ahead in stored:
-                self._made[ahead] = Future()
-                self._made[ahead].set_result(stored[ahead])
-            elif policy_step(ahead, self.lag) != step:
-                raise ValueError(
-                    f"step {ahead}: expected stored rollouts of policy step {policy_step(ahead, self.lag)}; a run with "
-                    "rollout.staleness makes none beyond its last step, so run.steps cannot be raised near its end"
-                )
+        """Go on after ``step`` updates with ``weights``, which nobody may change; ``stored``: see :meth:`pending`."""
+        for ahead in stored.keys() & set(range(step + 1, step + self.lag + 1)):
+            self._made[ahead] = Future()
+            self._made[ahead].set_result(stored[ahead])
         self.updated(step, weights)
 
     def updated(self, step: int, weights: Mapping[str, Any]) -> None:
         """Update ``step`` is done: queue its weights and what is to be made with them."""
         self._loaded = self._worker.submit(self._load, weights)
-        # At the start one set of weights makes the rollouts of lag + 1 steps.
+        # One step is missing; after begin() all lag + 1, but for the stored ones.
         for ahead in range(step + 1, min(step + 1 + self.lag, self.last) + 1):
-            if ahead not in self._made and policy_step(ahead, self.lag) == step:
+            if ahead not in self._made:
                 self._made[ahead] = self._worker.submit(self._make, self._loaded, ahead, step)
 
     def _make(self, loaded: Future[Metrics], step: int, policy: int) -> Made:

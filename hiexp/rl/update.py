@@ -76,7 +76,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What one optimiser update is made from; ``first``: no rollout of it was trained on in this step before."""
+    """What one optimiser update is made from; ``measured``: the engine's mismatch is taken from its rollouts."""
 
     rollouts: Sequence[Rollout]
     advantages: Array
@@ -84,7 +84,7 @@ class _Job:
     indices: list[int]
     scores: Scores
     step: int
-    first: bool
+    measured: bool
 
 
 class PolicyUpdate:
@@ -174,8 +174,9 @@ class PolicyUpdate:
 
         Returns lr, loss, grad_norm, kl_coef, oom_retries, trained_tokens, and as token means over all updates
         :data:`hiexp.rl.totals.REPORTED` and the loss's own; engine_mismatch (|engine log-prob - trainer's before the
-        update|), its maximum and its share beyond the bound over the tokens of the first pass. With nothing to train
-        there is lr alone, and weights and optimiser moments stay as they are.
+        update|), its maximum and its share beyond the bound over all tokens or, where the ratio is taken to the
+        engine's log-probs, over those of the first minibatch: the trainer's come from the update itself there. With
+        nothing to train there is lr alone, and weights and optimiser moments stay as they are.
 
         Raises:
             NonFiniteError: loss or gradient is not finite; the weights are those before the update.
@@ -185,17 +186,19 @@ class PolicyUpdate:
         if not trained:
             return {"lr": lr}
         scores = self.score(rollouts, trained, step, staleness) if scores is None else scores
-        totals, losses, norms = Totals(), [], []
+        totals, losses, norms = Totals(), list[float](), list[float]()
         for epoch in range(self.config.epochs):
             order = np.random.default_rng([self.seed, step, epoch]).permutation(np.asarray(trained))
             for minibatch in np.array_split(order, min(self.config.minibatches, len(order))):
-                job = _Job(rollouts, advantages, rewards, minibatch.tolist(), scores, step, epoch == 0)
+                # The trainer's log-probs before the update: scored, or those of the first minibatch.
+                measured = not losses if scores.stale else epoch == 0
+                job = _Job(rollouts, advantages, rewards, minibatch.tolist(), scores, step, measured)
                 loss, norm = self._optimise(job, totals)
                 losses.append(loss)
                 norms.append(norm)
         metrics = {
             "lr": lr, "loss": float(np.mean(losses)), "grad_norm": float(np.mean(norms)), **totals.metrics(),
-            "trained_tokens": totals.tokens["engine_mismatch"], "oom_retries": self.budget.retries,
+            "trained_tokens": _trained_tokens(rollouts, trained), "oom_retries": self.budget.retries,
             "kl_coef": self.kl.coefficient,
         }  # fmt: skip
         self.budget.retries = 0
@@ -282,18 +285,18 @@ class PolicyUpdate:
     def _optimise(self, job: _Job, totals: Totals) -> tuple[float, float]:
         """One optimiser update over the rollouts of ``job``; returns loss and gradient norm."""
 
-        def work(batches: Sequence[MicroBatch]) -> tuple[float, Totals, MicroBatch]:
-            return *self._backward(job, batches), batches[-1]
+        def work(batches: Sequence[MicroBatch]) -> tuple[float, Totals]:
+            return self._backward(job, batches)
 
-        what = f"step {job.step}, update"
-        loss, found, batch = self._within_memory(work, job.rollouts, job.indices, what)
+        loss, found = self._within_memory(work, job.rollouts, job.indices, f"step {job.step}, update")
         for part in self.ranks.gather(found):
             totals.merge(part)
         loss = self.ranks.sum({"loss": loss})["loss"]
         norm = float(self.accelerator.clip_grad_norm_(self.scorer.parameters(), self.config.max_grad_norm))
         if not np.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
-            raise self._fault(f"the gradient is not finite ({norm})", job, batch, {})
+            # It is the sum over all micro-batches: any of them may have spoiled it.
+            raise self._fault(f"the gradient is not finite ({norm})", job, job.indices, {})
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
@@ -303,7 +306,7 @@ class PolicyUpdate:
         # Of the whole update, not of this rank's share: gradients of all ranks add up to those of one process.
         denominator = float(len(job.indices))
         if self._aggregation == "token":
-            denominator = float(sum(len(sampled_positions(job.rollouts[i])) for i in job.indices))
+            denominator = float(_trained_tokens(job.rollouts, job.indices))
         total, totals = 0.0, Totals()
         for number, batch in enumerate(batches, start=1):
             tokens, found = self._tokens(job, batch), Totals()
@@ -315,7 +318,7 @@ class PolicyUpdate:
             total += float(result.loss.detach())
             totals.merge(found)
             totals.add_loss(result.metrics)
-            if job.first:
+            if job.measured:
                 before = result.logprobs if tokens["old"] is None or job.scores.stale else tokens["old"]
                 totals.add_mismatch(before, tokens["engine"])
         return total, totals
@@ -328,7 +331,8 @@ class PolicyUpdate:
         loss = float(result.loss.detach())
         if not np.isfinite(loss) or result.metrics["nonfinite_tokens"]:
             self.optimizer.zero_grad(set_to_none=True)
-            raise self._fault(f"the loss is not finite ({loss})", job, batch, tokens | {"logprobs": result.logprobs})
+            found = tokens | {"logprobs": result.logprobs}
+            raise self._fault(f"the loss is not finite ({loss})", job, batch.indices, found)
         # The engines of accelerate average gradients over ranks; what a filler computes counts for nothing.
         self.accelerator.backward(result.loss * (0.0 if batch.filler else float(self.ranks.size)))
         return result
@@ -375,9 +379,13 @@ class PolicyUpdate:
         truncation = None if self._weighs else config.importance_cap
         return {**shared, "kind": self._recipe.fused, "advantages": advantages, "truncation": truncation}
 
-    def _fault(self, what: str, job: _Job, batch: MicroBatch, tokens: dict[str, Any]) -> Exception:
+    def _fault(self, what: str, job: _Job, indices: Sequence[int], tokens: dict[str, Any]) -> Exception:
         values = {"reward": job.rewards, "advantage": job.advantages}
-        return non_finite(what, job.step, job.rollouts, batch, tokens, values, self.faults)
+        return non_finite(what, job.step, job.rollouts, indices, tokens, values, self.faults)
+
+
+def _trained_tokens(rollouts: Sequence[Rollout], indices: Sequence[int]) -> int:
+    return sum(len(sampled_positions(rollouts[i])) for i in indices)
 
 
 def _gather(scores: dict[int, Any] | None, batch: MicroBatch) -> Any:

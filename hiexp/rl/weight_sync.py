@@ -27,7 +27,10 @@ class Replica(Protocol):
     """Something that holds a copy of the policy."""
 
     def load_weights(self, weights: Mapping[str, Any]) -> None:
-        """Replace the weights by these, named as transformers names them, and forget what was cached under the old."""
+        """Replace the weights by these, named as in the model that is held, and forget what was cached under the old.
+
+        That is a plain model with the names of transformers; :class:`LocalReplica` has adapter layers besides.
+        """
         ...
 
     def prompt_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:

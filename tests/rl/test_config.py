@@ -10,7 +10,7 @@ import pytest
 
 from hiexp.io import DataError
 from hiexp.rl.config import TrainConfig
-from hiexp.rl.config_parse import describe, differing_keys, dump_yaml, read_yaml
+from hiexp.rl.config_parse import changed_settings, describe, differing_keys, dump_yaml, read_yaml
 
 
 def write(tmp_path, text):
@@ -107,6 +107,25 @@ def test_differing_keys_lists_leaves():
     old, new = TrainConfig().to_dict(), TrainConfig.from_dict({"run": {"seed": 3}}).to_dict()
     assert differing_keys(old, new) == ["run.seed: 0 -> 3"]
     assert differing_keys(old, old) == []
+
+
+@pytest.mark.parametrize("key", [key for key, _, _ in describe(TrainConfig)])
+def test_a_setting_that_is_not_stored_counts_as_its_default(key):
+    stage, name = key.split(".")
+    stored = TrainConfig().to_dict()
+    default = stored[stage].pop(name)
+    assert changed_settings(stored, TrainConfig()) == []
+    settings = {"task.kind": "miniworld", "algorithm.kind": "dapo", "run.seed": 5}
+    config = TrainConfig.from_dict({stage: {name: settings[key]}} if key in settings else {})
+    expected = [f"{key}: {default!r} -> {settings[key]!r}"] if key in settings else []
+    assert changed_settings(stored, config) == expected
+    del stored[stage]  # a whole stage that came later
+    assert changed_settings(stored, config) == expected
+
+
+def test_stored_settings_that_differ_or_are_gone_are_named():
+    stored = {"run": {"seed": 3, "old": 1}, "algorithm": {"lr": 1e-6}}
+    assert changed_settings(stored, TrainConfig()) == ["run.seed: 3 -> 0", "run.old: 1 -> None"]
 
 
 def test_reading_a_config_imports_no_torch():

@@ -144,6 +144,10 @@ def test_truncated_rollouts_count_in_their_group_but_are_not_trained_on():
         ({"credit": {"kl_in_reward": True}, "algorithm": {"kl_coef": 0}}, "algorithm.kl_coef: expected a number > 0"),
         ({"algorithm": {"kl_coef": 0, "kl_target": 0.1}}, "algorithm.kl_coef: expected a number > 0"),
         ({"algorithm": {"importance_mode": "token_mask"}}, "algorithm.importance_cap: expected a number"),
+        (
+            {"algorithm": {"importance_cap": 2.0, "old_logprobs": "engine"}},
+            "algorithm.importance_cap: expected null with old_logprobs 'engine', .* got 2",
+        ),
         ({"credit": {"sampling_rounds": 0}}, "credit.sampling_rounds: expected a number >= 1"),
         ({"rollout": {"group_size": 1}}, "rollout.group_size: expected a number >= 2, got 1"),
         ({"alarms": {"stop": ["klx"]}}, "alarms.stop: expected names among kl, entropy"),

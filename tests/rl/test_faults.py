@@ -68,10 +68,12 @@ def test_a_nan_stops_before_the_step_and_names_the_rollout(updated, ragged, monk
     assert bad["engine"] == pytest.approx([rollouts[4].logprobs[t] for t in bad["trained_positions"]])
 
 
-def test_a_gradient_that_is_not_finite_is_dumped_too(updated, ragged, tmp_path):
+@pytest.mark.parametrize("budget", [10_000, 30])
+def test_a_gradient_that_is_not_finite_is_dumped_with_all_it_is_the_sum_of(updated, ragged, tmp_path, budget):
     with pytest.raises(NonFiniteError, match=r"the gradient is not finite .*none with a token that is not finite"):
-        updated(ragged(), np.full(7, 1e38), kl_coef=0.0, faults=tmp_path)
-    assert len(json.loads((tmp_path / "step_000001.json").read_text())["rollouts"]) == 7
+        updated(ragged(), np.full(7, 1e38), kl_coef=0.0, faults=tmp_path, tokens_per_microbatch=budget)
+    rows = json.loads((tmp_path / "step_000001.json").read_text())["rollouts"]
+    assert sorted(row["rollout_id"] for row in rows) == [f"q{i}/0/0" for i in range(7)]
 
 
 def test_without_a_run_directory_nothing_is_written(updated, ragged):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
@@ -10,12 +11,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from hiexp.agent.engine_transformers import TransformersEngine
 from hiexp.rl.batch import microbatches
 from hiexp.rl.config import ModelConfig, TrainConfig
+from hiexp.rl.lora import PlainWeights
+from hiexp.rl.metrics import read_metrics
 from hiexp.rl.model import load_policy
 from hiexp.rl.policy import Policy
 from hiexp.rl.trainer import GRPOTrainer
 from hiexp.rl.update import PolicyScorer, PolicyUpdate
+from hiexp.rl.weight_sync import LocalReplica
 
 pytest.importorskip("peft")
 LORA = {"lora_rank": 4, "lora_alpha": 8.0}
@@ -140,9 +145,92 @@ assert "hiexp" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_layers_that_are_not_there(tiny_run):
+def test_layers_that_get_no_adapter(tiny_run):
     with pytest.raises(ValueError, match=r"model.lora_targets: .*nowhere"):
         make_policy(tiny_run, model={"lora_targets": ["nowhere"]})
+    with pytest.raises(ValueError, match=r"model.lora_targets: expected no LM head"):
+        make_policy(tiny_run, model={"lora_targets": ["q_proj", "lm_head"]})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("targets", [["all-linear"], ["v_proj", "down_proj"]])
+def test_plain_weights_are_those_of_a_merged_model(tiny_run, dtype, targets):
+    policy, config = make_policy(tiny_run, model={"dtype": dtype, "lora_targets": targets, "lora_dropout": 0.5})
+    stir(policy)
+    policy.model.train()
+    before = {name: tensor.clone() for name, tensor in policy.model.state_dict().items()}
+    plain = PlainWeights(policy.model)
+    base = load_policy(config.model)[0].state_dict()
+    assert list(plain) == list(base)
+    merged = copy.deepcopy(policy._adapted).merge_and_unload().state_dict()
+    for name, tensor in plain.items():
+        assert tensor.dtype == base[name].dtype
+        assert torch.equal(tensor, merged[name])
+    changed = {name for name in base if not torch.equal(plain[name], base[name])}
+    assert {name.split(".")[-2] for name in changed} >= set(targets) - {"all-linear"}
+    assert len(changed) == sum("lora_B" in name for name in before)
+    after = policy.model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_weights_of_a_model_without_adapters_are_its_own(tiny_run):
+    model, _ = load_policy(ModelConfig(path=str(tiny_run.model), device="cpu"))
+    plain, own = PlainWeights(model), model.state_dict()
+    assert list(plain) == list(own)
+    assert all(plain[name].data_ptr() == own[name].data_ptr() for name in own)
+
+
+def test_a_server_gets_one_file_of_a_plain_model(tiny_run, tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
+    from hiexp.agent.openai_server import OpenAIServer
+    from hiexp.rl import weight_sync
+
+    policy, _ = make_policy(tiny_run)
+    stir(policy)
+    monkeypatch.setattr(weight_sync, "post_json", lambda *args, **kwargs: {"success": True})
+    server = OpenAIServer("tiny", "http://127.0.0.1:9/v1")
+    weight_sync.ServerReplica(server, tmp_path / "pushed", policy.model.config).load_weights(PlainWeights(policy.model))
+    merged = policy._adapted.merge_and_unload().state_dict()
+    written = load_file(tmp_path / "pushed" / "model.safetensors")
+    assert set(written) == set(merged)
+    assert all(torch.equal(written[name], merged[name]) for name in merged)
+
+
+class PlainEngine(TransformersEngine):
+    """Stands in for vLLM: a plain model of the config in a folder, which takes exactly the weights it knows."""
+
+    def __init__(self, folder, tokenizer, *, random_weights, context_length, **_):
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        assert random_weights
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).eval()
+        super().__init__(model, tokenizer, context_length=context_length)
+        replica = LocalReplica(model)
+        self.load_weights, self.prompt_logprobs = replica.load_weights, replica.prompt_logprobs
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_an_engine_with_weights_of_its_own_samples_the_adapted_policy(tiny_run, tmp_path, monkeypatch, lag):
+    from hiexp.agent import engine_vllm
+
+    monkeypatch.setattr(engine_vllm, "VllmEngine", PlainEngine)
+    rows = {}
+    for engine in ("vllm", "transformers"):
+        settings = tiny_run.config(
+            tmp_path / engine, model=LORA, algorithm={"lr": 1e-2},
+            rollout={"engine": engine, "staleness": lag, "sync_tolerance": 1e-4},
+        )  # fmt: skip
+        GRPOTrainer(TrainConfig.from_dict(settings)).train()
+        rows[engine] = read_metrics(tmp_path / engine / "metrics.jsonl")
+    assert all(row["sync_gap_max"] < 1e-4 for row in rows["vllm"])
+    if lag == 0:
+        assert all(row["engine_mismatch_max"] < 1e-4 for row in rows["vllm"])
+        assert rows["vllm"][0]["grad_norm"] == pytest.approx(rows["transformers"][0]["grad_norm"], rel=1e-3)
+    else:
+        # A copy of the model has the adapter's own layers, so nothing is rounded.
+        assert all(row["sync_gap_max"] == 0.0 for row in rows["transformers"])
+    assert all(row["grad_norm"] > 0 for row in rows["vllm"])
 
 
 def test_the_adapter_of_a_run_is_that_of_its_seed(tiny_run):

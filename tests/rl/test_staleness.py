@@ -92,11 +92,29 @@ def test_a_failure_in_the_worker_reaches_the_trainer():
     ahead.close()
 
 
-def test_a_checkpoint_without_the_rollouts_it_needs_is_refused():
-    ahead = RolloutsAhead(lambda step, policy: [], lambda weights: {}, 2, 9)
-    with pytest.raises(ValueError, match="step 5: expected stored rollouts of policy step 2"):
-        ahead.begin(4, {}, {})
-    ahead.close()
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 8), st.integers(0, 8), st.integers(0, 8), st.integers(0, 8))
+def test_a_run_whose_end_is_moved_goes_on_from_its_last_weights(lag, first, back, more, stop):
+    """The end is moved at step ``first - back``; a restart ``stop`` steps later changes nothing."""
+    begin = max(0, first - back)
+    log, stored = {}, {}
+    for last, start, end in ((first, 0, begin), (first + more, begin, begin + stop), (first + more, begin + stop, 99)):
+        worker = Worker()
+        ahead = RolloutsAhead(worker.sample, worker.load, lag, last)
+        ahead.begin(start, {"after": start}, stored)
+        for step in range(start + 1, min(end, last) + 1):
+            ((log[step],), _) = ahead.take(step)
+            ahead.updated(step, {"after": step})
+        stored = ahead.pending(min(end, last))
+        ahead.close()
+    for step, (made_for, policy, weights) in log.items():
+        planned = step <= min(begin + lag, first)
+        expected = policy_step(step, lag) if planned else max(begin, policy_step(step, lag))
+        assert (made_for, policy, weights) == (step, expected, expected)
+    assert sorted(log) == list(range(1, first + more + 1))
+
+
+def test_a_lag_below_one_is_refused():
     with pytest.raises(ValueError, match="lag: expected at least 1, got 0"):
         RolloutsAhead(lambda step, policy: [], lambda weights: {}, 0, 9)
 
@@ -183,6 +201,17 @@ def test_a_continued_run_ends_like_an_uninterrupted_one(tiny_run, tmp_path):
         assert torch.equal(tensor, weights(cut, 4)[name])
     for name in ("step_000002.json", "step_000004.json"):
         assert (cut / "eval" / name).read_bytes() == (whole / "eval" / name).read_bytes()
+
+
+def test_steps_can_be_raised_at_the_end(tiny_run, tmp_path):
+    """The steps that nobody had planned begin like a run does: with the newest weights, then up to the lag."""
+    path = tmp_path / "run"
+    for steps in (3, 4, 7):
+        train(tiny_run, path, steps, 2)
+    rows = read_metrics(path / "metrics.jsonl")
+    assert [row["staleness"] for row in rows] == [0, 1, 2, 0, 0, 1, 2]
+    for step, row in enumerate(rows, start=1):
+        assert {one.policy_step for one in read_rollouts(path, step)} == {step - 1 - row["staleness"]}
 
 
 def test_ratios_of_stale_rollouts_are_not_one(tiny_run, tmp_path):

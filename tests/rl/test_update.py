@@ -108,6 +108,25 @@ def test_mismatch_by_hand(updated, ragged):
     assert metrics["engine_mismatch_share"] == pytest.approx(np.mean(np.array(gaps) > 0.1))
 
 
+@pytest.mark.parametrize("how", [{"run": {"staleness": 1}}, {"old_logprobs": "engine"}, {}])
+def test_mismatch_is_that_of_the_weights_before_the_first_update(updated, ragged, how):
+    """Large steps between the minibatches; log-probs after one of them are another policy's."""
+    rollouts, kept = near(updated, ragged()), []
+
+    def prepare(update):
+        update.optimizer.param_groups[0]["lr"] = 1.0
+        update._set_learning_rate = lambda step: 1.0
+        kept.append(update._score_all(update.scorer, rollouts, range(7), 1))
+
+    metrics = updated(rollouts, ADVANTAGES, kl_coef=0.0, prepare=prepare, minibatches=3, epochs=2, **how)[3]
+    # Where the ratio is taken to the engine, nothing is scored before; then the first minibatch tells.
+    first = np.array_split(np.random.default_rng([0, 1, 0]).permutation(7), 3)[0] if how else range(7)
+    gaps = torch.cat([(kept[0][i] - engine_of(rollouts[i])).abs() for i in first])
+    assert metrics["engine_mismatch"] == pytest.approx(float(gaps.mean()), rel=1e-4)
+    assert metrics["engine_mismatch_max"] == pytest.approx(float(gaps.max()), rel=1e-4)
+    assert metrics["trained_tokens"] == sum(sum(rollout.loss_mask) for rollout in rollouts)
+
+
 def test_kl_in_the_reward_is_the_sum_over_tokens_and_leaves_the_loss(updated, ragged):
     rollouts, kept = ragged(), []
 

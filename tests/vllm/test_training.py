@@ -30,9 +30,10 @@ def one_engine():
         yield made
 
 
-def config(miniature, path, steps=2, **rollout):
+def config(miniature, path, steps=2, model=(), **rollout):
     settings = miniature.config(
         path,
+        model=dict(model),
         rollout={"engine": "vllm", "vllm_cache_gib": 0.0625, **rollout},
         algorithm={"lr": 1e-2},
         run={"steps": steps, "checkpoint_every": 1, "keep_last": 9},
@@ -130,6 +131,21 @@ def test_rollouts_ahead_by_vllm(miniature, tmp_path, one_engine):
     made = rollouts(path, 4)
     assert {one.policy_step for one in made} == {2}
     assert largest_gap(path, 2, made) < 1e-3 < largest_gap(path, 3, made)
+
+
+def test_an_adapter_reaches_vllm_inside_the_weights(miniature, tmp_path, one_engine):
+    """The engine samples the policy of the checkpoint, adapter included, and not the one before it."""
+    pytest.importorskip("peft")
+    from hiexp.rl.trainer import GRPOTrainer
+
+    path = tmp_path / "run"
+    GRPOTrainer(config(miniature, path, steps=3, model={"lora_rank": 4, "lora_alpha": 8.0})).train()
+    assert (path / "checkpoints" / "step_000002" / "model" / "adapter_model.safetensors").exists()
+    for row in read_metrics(path / "metrics.jsonl"):
+        assert row["engine_mismatch"] < 1e-4
+        assert row["sync_gap_max"] < 1e-3
+    made = rollouts(path, 3)
+    assert largest_gap(path, 2, made) < 1e-3 < largest_gap(path, 1, made)
 
 
 def test_a_checkpoint_loads_in_vllm(trained):
