@@ -123,7 +123,6 @@ def main(names: dict[str, Any]) -> None:
         row = trainer.train()
     except Exception as error:
         (folder / f"error_rank{rank}.txt").write_text(f"{type(error).__name__}: {error}")
-        import traceback; (folder / f"tb{rank}").write_text(traceback.format_exc())
         os._exit(3)
     torch.save({key: value for key, value in row.items() if "seconds" not in key}, folder / f"row_rank{rank}.pt")
 
