@@ -61,7 +61,7 @@ class Policy:
         self.scorer, self.optimizer = accelerator.prepare(scorer, _adamw(model, config))
         self.model = accelerator.unwrap_model(self.scorer).model
         self._shards = _make_shards(self.model, self.optimizer, zero_stage)
-        self.acting = self.model if acting is None else acting.to(accelerator.device, self.model.dtype)
+        self.acting = self.model if acting is None else _copy_like(acting, self.model, accelerator.device)
         self.reference: Any = None
         if frozen is not None:
             self.reference = PolicyScorer(frozen, config.rollout.temperature)
@@ -111,6 +111,13 @@ def _adamw(model: Any, config: TrainConfig) -> torch.optim.Optimizer:
     settings = config.algorithm
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(trained, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+
+
+def _copy_like(acting: Any, model: Any, device: torch.device) -> Any:
+    """``acting`` on the device, its parameters of the type of ``model``; buffers (rotary frequencies) keep theirs."""
+    for parameter in acting.parameters():
+        parameter.data = parameter.data.to(model.dtype)
+    return acting.to(device)
 
 
 def _check_engine(accelerator: Accelerator, config: TrainConfig, model: Any) -> int:

@@ -1,7 +1,7 @@
 """Run by test_distributed.py in a process of its own: one rank of a training run, with what the test wants to see.
 
 Reads CONFIG (dict), RANK, SIZE, PORT, FOLDER, and optional FSDP (bool), ZERO (stage), BF16 (bool), KILL (rank, step),
-RAISE (rank, step).
+RAISE (rank, step), SPOIL (bool).
 """
 
 from __future__ import annotations
@@ -62,6 +62,12 @@ def fail(trainer: Any, place: tuple[int, int], how: Any) -> None:
     trainer._actor.run = failing
 
 
+def spoil(gradients: Any) -> None:
+    """Make every gradient infinite or NaN, while the loss stays finite."""
+    backward = gradients.backward
+    gradients.backward = lambda loss: backward(loss * float("inf"))
+
+
 def broken_tool() -> None:
     """An engine or tool that breaks."""
     raise RuntimeError("the corpus caught fire")
@@ -119,10 +125,14 @@ def main(names: dict[str, Any]) -> None:
         fail(trainer, names["KILL"], lambda: os.kill(os.getpid(), signal.SIGKILL))
     if names.get("RAISE"):
         fail(trainer, names["RAISE"], broken_tool)
+    if names.get("SPOIL"):
+        spoil(trainer._update._gradients)
     try:
         row = trainer.train()
     except Exception as error:
         (folder / f"error_rank{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+        if names.get("SPOIL"):
+            torch.save({name: tensor.clone() for name, tensor in trainer.policy.weights()}, folder / f"left_{rank}.pt")
         os._exit(3)
     torch.save({key: value for key, value in row.items() if "seconds" not in key}, folder / f"row_rank{rank}.pt")
 

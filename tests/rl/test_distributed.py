@@ -158,6 +158,35 @@ def test_sharded_ranks_train_save_and_resume_what_one_process_does(tiny_run, tmp
     assert launch(config, 1, tmp_path) == [0]
 
 
+def test_zero_in_bfloat16_keeps_float32_weights_and_resumes_exactly(tiny_run, tmp_path):
+    pytest.importorskip("deepspeed")
+    for place, steps in (("halves", 1), ("halves", 2), ("whole", 2)):
+        folder = tmp_path / place
+        config = training(tiny_run, folder, run={"steps": steps})
+        assert launch(config, 2, folder / f"to_{steps}", ZERO=2, BF16=True) == [0, 0]
+    assert metrics(tmp_path / "halves") == metrics(tmp_path / "whole")
+    halves, whole = weights(tmp_path / "halves"), weights(tmp_path / "whole")
+    for name, tensor in whole.items():
+        assert torch.equal(halves[name], tensor)
+    matrix = whole["model.embed_tokens.weight"]
+    assert matrix.dtype == torch.float32
+    assert not torch.equal(matrix, matrix.bfloat16().float())
+
+
+@pytest.mark.parametrize("engine", [{}, {"ZERO": 2}, {"ZERO": 3}], ids=str)
+def test_a_gradient_that_is_not_finite_leaves_the_weights_of_all_ranks(tiny_run, tmp_path, engine):
+    if "ZERO" in engine:
+        pytest.importorskip("deepspeed")
+    assert launch(training(tiny_run, tmp_path), 2, tmp_path, SPOIL=True, **engine) == [3, 3]
+    before = load_file(tiny_run.model / "model.safetensors")
+    for rank in (0, 1):
+        message = (tmp_path / f"error_rank{rank}.txt").read_text()
+        assert message.startswith("NonFiniteError: step 1: the gradient is not finite")
+        left = torch.load(tmp_path / f"left_{rank}.pt")
+        for name, tensor in before.items():
+            assert torch.equal(left[name], tensor)
+
+
 @given(st.lists(st.integers(0, 100), max_size=40), st.integers(1, 5))
 def test_balance_gives_every_unit_once_and_no_rank_too_many(costs, size):
     shares = balance(costs, size)
