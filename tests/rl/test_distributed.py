@@ -158,12 +158,13 @@ def test_sharded_ranks_train_save_and_resume_what_one_process_does(tiny_run, tmp
     assert launch(config, 1, tmp_path) == [0]
 
 
-def test_zero_in_bfloat16_keeps_float32_weights_and_resumes_exactly(tiny_run, tmp_path):
+@pytest.mark.parametrize("stage", [2, 3], ids=lambda stage: f"ZERO {stage}")
+def test_zero_in_bfloat16_keeps_float32_weights_and_resumes_exactly(tiny_run, tmp_path, stage):
     pytest.importorskip("deepspeed")
     for place, steps in (("halves", 1), ("halves", 2), ("whole", 2)):
         folder = tmp_path / place
         config = training(tiny_run, folder, run={"steps": steps})
-        assert launch(config, 2, folder / f"to_{steps}", ZERO=2, BF16=True) == [0, 0]
+        assert launch(config, 2, folder / f"to_{steps}", ZERO=stage, BF16=True) == [0, 0]
     assert metrics(tmp_path / "halves") == metrics(tmp_path / "whole")
     halves, whole = weights(tmp_path / "halves"), weights(tmp_path / "whole")
     for name, tensor in whole.items():
