@@ -230,7 +230,7 @@ def register(subparsers: Any) -> None:
         "--memory", type=float, metavar="GIB", help="memory of the device that will run it (default: of this machine)"
     )
     parser.add_argument(
-        "--shards", type=int, default=1, metavar="N", help="processes that share one model (FSDP, ZeRO-3); default 1"
+        "--shards", type=int, default=1, metavar="N", help="processes that share one model (FSDP2); default 1"
     )
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
     parser.set_defaults(func=_run)

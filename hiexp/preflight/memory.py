@@ -145,8 +145,8 @@ def estimate(shape: ModelShape, config: TrainConfig, *, device: str, shards: int
 
     Args:
         device: ``cpu`` or ``cuda``.
-        shards: processes over which weights, gradients and moments are spread (FSDP); 1 where each process holds the
-            whole model.
+        shards: processes over which weights, gradients and moments are spread, as FSDP2 does it; 1 where each process
+            holds the whole model. What DeepSpeed holds besides stands in docs/distributed.md.
     """
     size = 4 if config.model.dtype == "float32" else 2
     weights = shape.parameters * size

@@ -29,9 +29,9 @@ FINISH_REASONS: tuple[FinishReason, ...] = (
 )  # fmt: skip
 # Seconds and memory: the only values that depend on the machine. Of the rollouts' seconds, prefill and decode are the
 # transformers engine's; what is left is tools and the agent's own work. Of the update's, old_logprobs and reference are
-# passes without a gradient; a forward ends when the loss is known, backward holds the clipping of the gradient. The
-# clock is the host's: on CUDA a backward is waited for by the next micro-batch's forward or by clipping, the optimiser
-# by whatever needs the weights next.
+# passes without a gradient; a forward ends when the loss is known, the optimiser's hold the clipping of the gradient.
+# The clock is the host's: on CUDA a backward is waited for by the next micro-batch's forward or at the end of the last
+# one, the optimiser by whatever needs the weights next.
 TIME_KEYS = (
     "seconds_rollout", "seconds_prefill", "seconds_decode", "seconds_score", "seconds_update", "seconds_old_logprobs",
     "seconds_reference", "seconds_forward", "seconds_backward", "seconds_optimiser", "seconds_sync", "seconds_step",

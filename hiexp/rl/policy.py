@@ -16,7 +16,7 @@ from accelerate import Accelerator, DistributedType
 
 from hiexp.rl.config import TrainConfig
 from hiexp.rl.lora import BaseScorer, add_adapter, read_adapter, write_adapter
-from hiexp.rl.sharding import set_optimizer_state, set_weights, whole_optimizer_state, whole_weights
+from hiexp.rl.sharding import Shards
 from hiexp.rl.update import PolicyScorer
 
 
@@ -41,10 +41,11 @@ class Policy:
     """
 
     def __init__(self, model: Any, config: TrainConfig, accelerator: Accelerator) -> None:
-        _check_engine(accelerator)
-        self._config = config
+        zero_stage = _check_engine(accelerator, config, model)
+        self._config, self._dtype = config, model.dtype
         self._adapted = add_adapter(model, config.model, config.run.seed) if config.model.lora_rank else None
-        self._sharded = accelerator.is_fsdp2
+        self._sharded = accelerator.is_fsdp2 or zero_stage == 3
+        self._gathered = self._sharded or zero_stage > 0
         acting = copy.deepcopy(model).requires_grad_(False) if self._sharded else None
         frozen = None
         if config.algorithm.kl_coef > 0 and self._adapted is None:
@@ -59,7 +60,8 @@ class Policy:
         scorer._no_split_modules = list(getattr(model, "_no_split_modules", None) or [])
         self.scorer, self.optimizer = accelerator.prepare(scorer, _adamw(model, config))
         self.model = accelerator.unwrap_model(self.scorer).model
-        self.acting = self.model if acting is None else acting.to(accelerator.device)
+        self._shards = _make_shards(self.model, self.optimizer, zero_stage)
+        self.acting = self.model if acting is None else _copy_like(acting, self.model, accelerator.device)
         self.reference: Any = None
         if frozen is not None:
             self.reference = PolicyScorer(frozen, config.rollout.temperature)
@@ -68,7 +70,7 @@ class Policy:
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and whole tensor of every parameter and buffer; every rank has to take them all."""
-        return whole_weights(self.model)
+        return self._shards.weights()
 
     def refresh(self) -> None:
         """Bring the acting model up to date; every rank has to call this after an update."""
@@ -80,9 +82,9 @@ class Policy:
 
     def state(self) -> dict[str, Any]:
         """Whole weights and optimiser state for :meth:`write`; every rank has to call this."""
-        weights = whole_weights(self.model, trained_only=self._adapted is not None)
-        kept = {name: tensor.cpu() if self._sharded else tensor for name, tensor in weights}
-        return {"model": kept, "optimizer": whole_optimizer_state(self.optimizer)}
+        weights = self._shards.weights(trained_only=self._adapted is not None)
+        kept = {name: tensor.cpu() if self._gathered else tensor for name, tensor in weights}
+        return {"model": kept, "optimizer": self._shards.optimizer_state()}
 
     def write(self, state: dict[str, Any], folder: Path) -> None:
         """Files of a checkpoint from :meth:`state`."""
@@ -99,9 +101,9 @@ class Policy:
         if self._adapted is not None:
             weights = read_adapter(folder / "model")
         else:
-            weights = type(self.model).from_pretrained(folder / "model", dtype=self.model.dtype).state_dict()
-        set_weights(self.model, weights)
-        set_optimizer_state(self.optimizer, torch.load(folder / "optimizer.pt", weights_only=True))
+            weights = type(self.model).from_pretrained(folder / "model", dtype=self._dtype).state_dict()
+        self._shards.set_weights(weights)
+        self._shards.set_optimizer_state(torch.load(folder / "optimizer.pt", weights_only=True))
         self.refresh()
 
 
@@ -111,11 +113,34 @@ def _adamw(model: Any, config: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(trained, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
 
 
-def _check_engine(accelerator: Accelerator) -> None:
+def _copy_like(acting: Any, model: Any, device: torch.device) -> Any:
+    """``acting`` on the device, its parameters of the type of ``model``; buffers (rotary frequencies) keep theirs."""
+    for parameter in acting.parameters():
+        parameter.data = parameter.data.to(model.dtype)
+    return acting.to(device)
+
+
+def _check_engine(accelerator: Accelerator, config: TrainConfig, model: Any) -> int:
+    """DeepSpeed's ZeRO stage, 0 for any other engine."""
     kind = accelerator.distributed_type
+    if kind == DistributedType.DEEPSPEED:
+        from hiexp.rl.zero import configure
+
+        return configure(accelerator, config, model)
     known = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
     if kind not in known and not accelerator.is_fsdp2:
-        raise ValueError(f"accelerate: expected one process, DDP or FSDP version 2, got {kind.value}")
+        raise ValueError(f"accelerate: expected one process, DDP, FSDP version 2 or DeepSpeed, got {kind.value}")
+    return 0
+
+
+def _make_shards(model: Any, optimizer: Any, zero_stage: int) -> Shards:
+    if zero_stage == 0:
+        return Shards(model, optimizer)
+    from hiexp.rl.zero import ZeroShards, keep_head_whole
+
+    if zero_stage == 3:
+        keep_head_whole(model, optimizer)
+    return ZeroShards(model, optimizer)
 
 
 def random_state() -> dict[str, Any]:

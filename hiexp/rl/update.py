@@ -8,7 +8,6 @@ an update that runs out of memory may be done again in smaller pieces (memory.py
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from hiexp.rl.batch import MicroBatch, engine_logprobs, microbatches, packed_eng
 from hiexp.rl.config import AlgorithmConfig
 from hiexp.rl.distributed import Ranks, to_cpu
 from hiexp.rl.faults import non_finite
+from hiexp.rl.gradients import make_gradients
 from hiexp.rl.importance import importance_weights
 from hiexp.rl.kl import KLController
 from hiexp.rl.losses import find_loss
@@ -96,7 +96,7 @@ class PolicyUpdate:
         scorer: the policy, prepared by accelerate.
         reference: frozen starting policy, None where the loss has no KL term.
         optimizer: AdamW over the policy's parameters.
-        accelerator: does backward, clipping and mixed precision.
+        accelerator: the engine that prepared them.
         config: algorithm settings.
         pad_id: token id for padding.
         constant_length: most sampled tokens of a rollout, the divisor of dr_grpo.
@@ -131,6 +131,7 @@ class PolicyUpdate:
         self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
         self.budget = TokenBudget(config.tokens_per_microbatch)
         self.clock = Clock()
+        self._gradients = make_gradients(scorer, optimizer, accelerator, config.max_grad_norm)
         self._packed = packs_prefixes(accelerator.unwrap_model(scorer).model) if packed is None else packed
         self._recipe = find_loss(config.kind)
         aggregation = config.aggregation or self._recipe.aggregation
@@ -263,7 +264,7 @@ class PolicyUpdate:
             if self.ranks.size > 1:
                 # The other ranks wait in a reduction that this one will not reach: only a restart helps.
                 raise MemoryError(f"{what}: out of memory on one rank; lower algorithm.tokens_per_microbatch")
-            self.optimizer.zero_grad(set_to_none=True)
+            self._gradients.drop()
 
         return self.budget.run(lambda budget: self._batches(rollouts, indices, budget), work, clean, what)
 
@@ -296,15 +297,14 @@ class PolicyUpdate:
         for part in self.ranks.gather(found):
             totals.merge(part)
         loss = self.ranks.sum({"loss": loss})["loss"]
-        with self.clock.part("backward"):  # on CUDA the norm waits for it
-            norm = float(self.accelerator.clip_grad_norm_(self.scorer.parameters(), self.config.max_grad_norm))
+        with self.clock.part("backward"):
+            if self.accelerator.device.type == "cuda":  # what is still under way belongs to it
+                torch.cuda.synchronize()
+        with self.clock.part("optimiser"):
+            norm = self._gradients.step()
         if not np.isfinite(norm):
-            self.optimizer.zero_grad(set_to_none=True)
             # It is the sum over all micro-batches: any of them may have spoiled it.
             raise self._fault(f"the gradient is not finite ({norm})", job, job.indices, {})
-        with self.clock.part("optimiser"):
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
 
     def _backward(self, job: _Job, batches: Sequence[MicroBatch]) -> tuple[float, Totals]:
@@ -317,7 +317,7 @@ class PolicyUpdate:
         for number, batch in enumerate(batches, start=1):
             tokens, found = self._tokens(job, batch), Totals()
             arguments = self._arguments(job, batch, tokens, denominator, found)
-            with self._gradients_met(number == len(batches)):
+            with self._gradients.adding(last=number == len(batches)):
                 result = self._forward_backward(job, batch, tokens, arguments)
             if batch.filler:
                 continue
@@ -337,20 +337,13 @@ class PolicyUpdate:
             result: PolicyLoss = self.scorer(batch, loss=arguments)
             loss = float(result.loss.detach())
         if not np.isfinite(loss) or result.metrics["nonfinite_tokens"]:
-            self.optimizer.zero_grad(set_to_none=True)
+            self._gradients.drop()
             found = tokens | {"logprobs": result.logprobs}
             raise self._fault(f"the loss is not finite ({loss})", job, batch.indices, found)
         # The engines of accelerate average gradients over ranks; what a filler computes counts for nothing.
         with self.clock.part("backward"):
-            self.accelerator.backward(result.loss * (0.0 if batch.filler else float(self.ranks.size)))
+            self._gradients.backward(result.loss * (0.0 if batch.filler else float(self.ranks.size)))
         return result
-
-    def _gradients_met(self, last: bool) -> AbstractContextManager[Any]:
-        """Ranks exchange the gradients of an update once, with its last micro-batch."""
-        if self.ranks.size == 1 or last:
-            return nullcontext()
-        context: AbstractContextManager[Any] = self.accelerator.no_sync(self.scorer)
-        return context
 
     def _tokens(self, job: _Job, batch: MicroBatch) -> dict[str, Any]:
         """Log-probs (N,) of the batch's trained tokens: old, reference, engine; None where there are none."""

@@ -131,23 +131,61 @@ def test_a_run_goes_on_with_another_number_of_processes(tiny_run, tmp_path, one)
         assert row == pytest.approx(other, rel=1e-4, abs=1e-6)
 
 
-def test_fsdp2_trains_saves_and_resumes_what_one_process_does(tiny_run, tmp_path, one):
-    for steps in (1, 2):
-        config = training(tiny_run, tmp_path, run={"steps": steps})
-        assert launch(config, 2, tmp_path / str(steps), FSDP=True) == [0, 0]
-    for row, other in zip(metrics(tmp_path), metrics(one), strict=True):
+def assert_same_halves(folder, expected):
+    """Two launches of one step each, in ``folder``/1 and /2, against one of two steps."""
+    for row, other in zip(metrics(folder), metrics(expected), strict=True):
         assert row == pytest.approx(other, rel=1e-4, abs=1e-6)
     for number in range(1, 9):
         # Every run counts its own updates, four a step.
         step, place = divmod(number - 1, 4)
         for rank in (0, 1):
-            own = torch.load(tmp_path / str(step + 1) / f"gradient_{place + 1}_rank{rank}.pt")
-            torch.testing.assert_close(own, torch.load(one / f"gradient_{number}_rank0.pt"), atol=1e-6, rtol=0)
-    for name, tensor in weights(one).items():
-        torch.testing.assert_close(weights(tmp_path)[name], tensor, atol=1e-5, rtol=0)
+            own = torch.load(folder / str(step + 1) / f"gradient_{place + 1}_rank{rank}.pt")
+            torch.testing.assert_close(own, torch.load(expected / f"gradient_{number}_rank0.pt"), atol=1e-6, rtol=0)
+    for name, tensor in weights(expected).items():
+        torch.testing.assert_close(weights(folder)[name], tensor, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("engine", [{"FSDP": True}, {"ZERO": 1}, {"ZERO": 2}, {"ZERO": 3}], ids=str)
+def test_sharded_ranks_train_save_and_resume_what_one_process_does(tiny_run, tmp_path, one, engine):
+    if "ZERO" in engine:
+        pytest.importorskip("deepspeed")
+    for steps in (1, 2):
+        config = training(tiny_run, tmp_path, run={"steps": steps})
+        assert launch(config, 2, tmp_path / str(steps), **engine) == [0, 0]
+    assert_same_halves(tmp_path, one)
     # One process goes on where two sharded ones stopped.
     config["run"]["steps"] = 3
     assert launch(config, 1, tmp_path) == [0]
+
+
+@pytest.mark.parametrize("stage", [2, 3], ids=lambda stage: f"ZERO {stage}")
+def test_zero_in_bfloat16_keeps_float32_weights_and_resumes_exactly(tiny_run, tmp_path, stage):
+    pytest.importorskip("deepspeed")
+    for place, steps in (("halves", 1), ("halves", 2), ("whole", 2)):
+        folder = tmp_path / place
+        config = training(tiny_run, folder, run={"steps": steps})
+        assert launch(config, 2, folder / f"to_{steps}", ZERO=stage, BF16=True) == [0, 0]
+    assert metrics(tmp_path / "halves") == metrics(tmp_path / "whole")
+    halves, whole = weights(tmp_path / "halves"), weights(tmp_path / "whole")
+    for name, tensor in whole.items():
+        assert torch.equal(halves[name], tensor)
+    matrix = whole["model.embed_tokens.weight"]
+    assert matrix.dtype == torch.float32
+    assert not torch.equal(matrix, matrix.bfloat16().float())
+
+
+@pytest.mark.parametrize("engine", [{}, {"ZERO": 2}, {"ZERO": 3}], ids=str)
+def test_a_gradient_that_is_not_finite_leaves_the_weights_of_all_ranks(tiny_run, tmp_path, engine):
+    if "ZERO" in engine:
+        pytest.importorskip("deepspeed")
+    assert launch(training(tiny_run, tmp_path), 2, tmp_path, SPOIL=True, **engine) == [3, 3]
+    before = load_file(tiny_run.model / "model.safetensors")
+    for rank in (0, 1):
+        message = (tmp_path / f"error_rank{rank}.txt").read_text()
+        assert message.startswith("NonFiniteError: step 1: the gradient is not finite")
+        left = torch.load(tmp_path / f"left_{rank}.pt")
+        for name, tensor in before.items():
+            assert torch.equal(left[name], tensor)
 
 
 @given(st.lists(st.integers(0, 100), max_size=40), st.integers(1, 5))
