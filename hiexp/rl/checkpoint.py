@@ -19,7 +19,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from hiexp.io import fsync_directory, fsync_tree
+from hiexp.io import DataError, fsync_directory, fsync_tree
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step_(\d{6,})")
@@ -73,13 +73,27 @@ class Checkpoints:
         return final
 
     def latest(self) -> tuple[int, Path] | None:
-        """Step and folder of the newest whole checkpoint; a damaged one is named in a warning and passed over."""
+        """Step and folder of the newest whole checkpoint; a damaged one is named in a warning and passed over.
+
+        None where there is no checkpoint at all.
+
+        Raises:
+            DataError: there are some, and all are damaged: starting over would delete what the run has made.
+        """
+        damaged = []
         for step in reversed(self.steps()):
             path = self.path(step)
             reason = damage(path)
             if reason is None:
+                for one in damaged:
+                    warnings.warn(f"{one}; falling back to the one before it", stacklevel=2)
                 return step, path
-            warnings.warn(f"{path}: damaged checkpoint ({reason}); falling back to the one before it", stacklevel=2)
+            damaged.append(f"{path}: damaged checkpoint ({reason})")
+        if damaged:
+            raise DataError(
+                f"{'; '.join(damaged)}. No other checkpoint is there to continue from: restore one, or choose another "
+                "run.dir. Nothing was deleted"
+            )
         return None
 
     def best(self) -> int | None:
