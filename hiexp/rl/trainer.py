@@ -36,6 +36,7 @@ from hiexp.rl.config import TrainConfig
 from hiexp.rl.credit import assign
 from hiexp.rl.distributed import Ranks
 from hiexp.rl.evaluate import evaluate, evaluation_batches
+from hiexp.rl.inputs import fingerprints
 from hiexp.rl.memory import peak_memory
 from hiexp.rl.metrics import MetricsLog, reward_metrics, rollout_metrics
 from hiexp.rl.model import check_policy, load_policy, packs_prefixes, pad_token_id, prepare, resolve_device
@@ -67,7 +68,8 @@ class GRPOTrainer:
         task: see :class:`hiexp.rl.reward.Task`.
         tool: search tool for batches of the task that bring none.
         snapshot: experience; taken from ``config.experience.hek`` if None.
-        allow_changed: settings that may differ from those the run in the directory was started with.
+        allow_changed: settings that may differ from those the run in the directory was started with, and
+            ``model.weights``, the contents of the starting model.
 
     Raises:
         ValueError, TypeError, DataError, OSError: unusable settings, files or model, before anything is written.
@@ -101,6 +103,7 @@ class GRPOTrainer:
         else:
             prepare(model)
             check_policy(model, tokenizer)
+        self.directory.check_inputs(fingerprints(model, self.task))
         self.tokenizer = tokenizer
         self.checkpoints = Checkpoints(self.directory.path / "checkpoints", config.run.keep_last)
         self._alarms = AlarmLog(self.directory.path, config.alarms)
