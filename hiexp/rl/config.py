@@ -86,7 +86,8 @@ class RunConfig:
     seed: int = setting(0, at_least=0)
     """Everything random is a function of this seed and the step."""
     checkpoint_every: int = setting(20, at_least=1)
-    """Steps between checkpoints; one is always written after the last step, and where an evaluation is the best so far."""
+    """Steps between checkpoints; one is always written after the last step, and where an evaluation is the best so
+    far."""
     keep_last: int = setting(2, at_least=1)
     """Checkpoints kept besides the best one."""
     threads: int | None = setting(None, at_least=1)

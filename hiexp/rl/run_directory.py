@@ -1,6 +1,7 @@
 """The run directory: its layout, its lock, and what may change when a run is continued.
 
-    config.resolved.yaml   config.changes.jsonl   inputs.json   snapshot/   tokenizer/   metrics.jsonl   tensorboard/   trackers.json
+    config.resolved.yaml   config.changes.jsonl   inputs.json   snapshot/   tokenizer/   metrics.jsonl   tensorboard/
+    trackers.json
     rollouts/step_000012.jsonl.gz        eval/step_000000.json            checkpoints/step_000010/
 
 ``step`` counts finished training steps: ``eval/step_000000.json`` is the starting model,

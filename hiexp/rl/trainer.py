@@ -311,6 +311,9 @@ class GRPOTrainer:
                 rollouts, credit.advantages, credit.trained, step,
                 rewards=acted.rewards, scores=scores, staleness=acted.staleness,
             )  # fmt: skip
+            if not credit.trained:
+                seen = acted if acted.sampled is None else acted.sampled
+                metrics |= self._update.observe(seen.rollouts, step)
         finally:
             self.model.eval()
             self.policy.refresh()

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hiexp.io import DataError
+from hiexp.io import DataError, read_jsonl
 from hiexp.rl.checkpoint import Checkpoints
 from hiexp.rl.config import TrainConfig
 from hiexp.rl.metrics import TIME_KEYS, read_metrics
@@ -45,16 +45,37 @@ def finish(config, kill_at_flush=None, events=None):
     return process.exitcode
 
 
+def timeless(value):
+    """``value`` of parsed JSON without what the clock decides and the hashes of files that hold such things."""
+    if isinstance(value, list):
+        return [timeless(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: timeless(one)
+        for key, one in value.items()
+        if key not in TIME_KEYS and key != "seconds" and not key.startswith("ahead/")
+    }
+
+
 def contents(run_dir):
     """Everything of a run that config and seed decide."""
     run_dir = Path(run_dir)
-    rows = [{key: row[key] for key in row if key not in TIME_KEYS} for row in read_metrics(run_dir / "metrics.jsonl")]
+    rows = timeless(read_metrics(run_dir / "metrics.jsonl"))
     files = {
         str(path.relative_to(run_dir)): path.read_bytes()
-        for pattern in ("checkpoints/*/model/*", "checkpoints/*/*.json", "checkpoints/*/*.pt", "eval/*", "tokenizer/*")
+        for pattern in ("checkpoints/*/model/*", "checkpoints/*/*.pt", "eval/*", "tokenizer/*")
         for path in sorted(run_dir.glob(pattern))
     }
-    rollouts = sorted(path.name for path in (run_dir / "rollouts").iterdir())
+    files |= {
+        str(path.relative_to(run_dir)): timeless(json.loads(path.read_text()))
+        for path in run_dir.glob("checkpoints/*/*.json")
+    }
+    rollouts = {
+        str(path.relative_to(run_dir)): [timeless(row) for _, row in read_jsonl(path)]
+        for pattern in ("rollouts/*", "checkpoints/*/ahead/*")
+        for path in run_dir.glob(pattern)
+    }
     return rows, files, rollouts
 
 
@@ -155,7 +176,9 @@ def test_a_run_whose_checkpoints_are_all_damaged_keeps_what_it_has(tiny_run, tmp
     GRPOTrainer(config).train()
     (tmp_path / "run" / "checkpoints" / "step_000001" / "optimizer.pt").unlink()
     before = contents(tmp_path / "run")
-    with pytest.raises(DataError, match=r"step_000001: damaged checkpoint \(optimizer.pt is missing\).*another run.dir"):
+    with pytest.raises(
+        DataError, match=r"step_000001: damaged checkpoint \(optimizer.pt is missing\).*another run.dir"
+    ):
         GRPOTrainer(config).train()
     assert contents(tmp_path / "run") == before
     assert len(before[0]) == len(before[2]) == 1
