@@ -80,7 +80,7 @@ class Checkpoints:
         Raises:
             DataError: there are some, and all are damaged: starting over would delete what the run has made.
         """
-        damaged = []
+        damaged: list[str] = []
         for step in reversed(self.steps()):
             path = self.path(step)
             reason = damage(path)

@@ -52,8 +52,8 @@ class Events:
 
     def __init__(self, notes: str, kill_at: tuple[str, int] | None) -> None:
         self.counts: dict[str, int] = {"start": 0}
-        # Open from the beginning: opening it later would be an event.
-        self._notes, self._kill_at = open(notes, "a"), kill_at
+        # A descriptor from the beginning: opening it later would be an event.
+        self._notes, self._kill_at = os.open(notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT), kill_at
         sys.addaudithook(self.audit)
         for owner, name in [
             (TransformersEngine, "open"), (TransformersSession, "start"), (TransformersSession, "_step"),
@@ -72,8 +72,7 @@ class Events:
 
     def note(self, line: str) -> None:
         """Add a line to the file."""
-        self._notes.write(line + "\n")
-        self._notes.flush()
+        os.write(self._notes, f"{line}\n".encode())
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Called by Python."""

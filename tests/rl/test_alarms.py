@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -143,3 +145,12 @@ def test_alarms_that_can_never_ring_are_told(settings, names):
     told = blind(TrainConfig.from_dict(settings))
     assert [sentence.split()[1] for sentence in told] == names
     assert all("has nothing to look at" in sentence for sentence in told)
+
+
+def test_a_full_disk_names_the_log(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"make room and run the same command again.*alarms.jsonl'"):
+        AlarmLog(tmp_path, CONFIG).check(rows_of({"kl_ref": 9.0}))
