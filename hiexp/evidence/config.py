@@ -144,11 +144,13 @@ class EvidenceConfig:
     def arm(self, name: str, seed: int, folder: Path, policy: Path) -> TrainConfig:
         """The training config of one arm, run in ``folder`` from the warm-started ``policy``."""
         train, arm = self.train, ARMS[name]
+        # The GSPO arms began with GRPO's clip range, before the kind had its own.
+        clip_low = 0.2 if arm.kind == "gspo" else train.algorithm.clip_low
         return replace(
             train,
             model=replace(train.model, path=str(policy)),
             experience=arm.experience(train.experience),
-            algorithm=replace(train.algorithm, kind=arm.kind, minibatches=arm.minibatches),
+            algorithm=replace(train.algorithm, kind=arm.kind, minibatches=arm.minibatches, clip_low=clip_low),
             run=replace(train.run, dir=str(folder), seed=seed),
         )
 

@@ -193,7 +193,7 @@ def changed_settings(stored: dict[str, Any], config: Any) -> list[str]:
     """Lines ``key: old -> new`` for every setting of ``config`` that differs from the ``stored`` ones.
 
     A setting that is not stored did not exist then and counts as the default of its dataclass, which keeps what was
-    done before there was a choice.
+    done before there was a choice. A dataclass with a method ``means`` says what other words mean the same.
     """
     return differing_keys(_with_defaults(stored, config), to_plain(config))
 
@@ -205,7 +205,7 @@ def _with_defaults(stored: dict[str, Any], config: Any) -> dict[str, Any]:
         # Not the outer default: a quickstart may have chosen a new setting differently since.
         if dataclasses.is_dataclass(value) and isinstance(inner, dict):
             complete[field.name] = _with_defaults(inner, value)
-    return complete
+    return config.means(complete) if hasattr(config, "means") else complete
 
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:

@@ -135,7 +135,7 @@ class PolicyUpdate:
         self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
         self.budget = TokenBudget(config.tokens_per_microbatch)
         self._packed = packs_prefixes(accelerator.unwrap_model(scorer).model) if packed is None else packed
-        self._recipe = find_loss(config.kind)
+        self._recipe, self._clip = find_loss(config.kind), config.clip_range
         aggregation = config.aggregation or self._recipe.aggregation
         # The sum over a rollout's tokens is the constant aggregation with length 1.
         self._constant_length = {"constant": constant_length, "sum": 1}.get(aggregation)
@@ -423,7 +423,7 @@ class PolicyUpdate:
         shared = {
             "old_logprobs": tokens["old"], "ref_logprobs": tokens["reference"], "engine_logprobs": tokens["engine"],
             "denominator": denominator, "aggregation": self._aggregation, "constant_length": self._constant_length,
-            "clip_low": config.clip_low, "clip_high": config.clip_high, "kl_estimator": config.kl_estimator,
+            "clip_low": self._clip[0], "clip_high": self._clip[1], "kl_estimator": config.kl_estimator,
             "kl_coef": 0.0 if self.kl_in_reward else self.kl.coefficient,
         }  # fmt: skip
         if function is not None:
