@@ -235,7 +235,7 @@ class Driver:
             self._waiting.appendleft(place)
         warnings.warn(
             f"{error}; going on with {self._most} instead of {len(speaking)} conversations in flight: lower "
-            "rollout.batch_rows (--batch-rows) to start with fewer",
+            "rollout.batch_rows to start with fewer",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -41,11 +41,9 @@ class AlarmError(RuntimeError):
 def blind(config: TrainConfig) -> list[str]:
     """A sentence for each alarm that has nothing to look at under ``config`` and so can never ring."""
     algorithm, stale = config.algorithm, config.rollout.staleness > 0
-    from_engine = algorithm.old_logprobs == "engine" or (
-        algorithm.old_logprobs == "auto" and stale and algorithm.importance_cap is None
-    )
     found = []
-    if algorithm.kl_coef == 0 and algorithm.epochs * algorithm.minibatches == 1 and not from_engine:
+    single = algorithm.epochs * algorithm.minibatches == 1
+    if algorithm.kl_coef == 0 and single and not algorithm.ratio_to_engine(stale):
         found.append(
             "alarm kl has nothing to look at: algorithm.kl_coef is 0, so there is no reference model, and with one "
             "update a step the policy is the one that acted"

@@ -85,6 +85,10 @@ class AlgorithmConfig:
         """``clip_low`` and ``clip_high`` with the kind's own where they are null."""
         return find_loss(self.kind).clip_range(self.clip_low, self.clip_high)
 
+    def ratio_to_engine(self, stale: bool) -> bool:
+        """Whether the ratio is taken to what the engine sampled with; ``stale``: rollouts come from older weights."""
+        return self.old_logprobs == "engine" or (self.old_logprobs == "auto" and stale and self.importance_cap is None)
+
     def means(self, stored: dict[str, Any]) -> dict[str, Any]:
         """``stored`` settings of a run, in these settings' words where both mean the same clip range.
 

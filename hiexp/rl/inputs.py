@@ -15,7 +15,7 @@ from hiexp.rl.reward import QuestionTask, Task
 if TYPE_CHECKING:
     from hiexp.tasks.question import Question
 
-# Enough of a tensor to tell two models apart, little enough that a model of 7B parameters takes a second.
+# Training touches every tensor, so a sample tells two models apart: 0.4 % of a matrix of 4096 x 4096.
 _ELEMENTS = 1 << 16
 
 

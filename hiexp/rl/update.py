@@ -150,10 +150,7 @@ class PolicyUpdate:
         so the ratio is taken to what the engine sampled with; with ``importance_cap`` it stays the trainer's, and the
         cap bounds the rest (decoupled objective, Hilton et al. 2021, arXiv:2110.00641; AReaL, arXiv:2505.24298).
         """
-        config = self.config
-        engine = config.old_logprobs == "engine" or (
-            config.old_logprobs == "auto" and staleness > 0 and config.importance_cap is None
-        )
+        engine = self.config.ratio_to_engine(staleness > 0)
         old = None
         if engine:
             old = {i: engine_logprobs(rollouts[i], self.accelerator.device) for i in indices}
