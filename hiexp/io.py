@@ -6,11 +6,13 @@ the old file or the new one, never half of one.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,15 +28,28 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as stream:
-            stream.write(data.encode("utf-8") if isinstance(data, str) else data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        with _named(path):
+            with open(temporary, "wb") as stream:
+                stream.write(data.encode("utf-8") if isinstance(data, str) else data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """A full disk or an exceeded quota is reported by writes, which know no name: say which file and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        advice = "make room and run the same command again to continue"
+        raise OSError(error.errno, f"{error.strerror}; {advice}", str(path)) from error
 
 
 def fsync_directory(path: Path) -> None:
@@ -66,14 +81,18 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def append_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Append ``rows`` to a log and flush them to the disk; a line that a kill cut short is removed first.
+    """Append ``rows`` to a log, see :func:`append_lines`. Read it with ``read_jsonl(path, torn_tail=True)``."""
+    append_lines(path, "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows))
 
-    Read it with ``read_jsonl(path, torn_tail=True)``. One writer at a time.
+
+def append_lines(path: str | Path, lines: str) -> None:
+    """Append whole ``lines`` to a log and flush them to the disk; a line that a kill cut short is removed first.
+
+    One writer at a time.
     """
-    data = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows).encode("utf-8")
-    with open(path, "ab+") as stream:
+    with _named(Path(path)), open(path, "ab+") as stream:
         stream.truncate(_whole_lines(stream))
-        stream.write(data)
+        stream.write(lines.encode("utf-8"))
         stream.flush()
         os.fsync(stream.fileno())
 

@@ -99,10 +99,18 @@ def test_failed_write_keeps_the_old_file_and_leaves_no_temporary(tmp_path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(io.os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device; make room .* same command.*state.json'") as found:
         atomic_write(path, "new")
+    assert (found.value.errno, found.value.filename) == (28, str(path))
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
+    with pytest.raises(OSError, match=r"make room.*log.jsonl'"):
+        append_jsonl(tmp_path / "log.jsonl", [{"n": 1}])
+
+
+def test_other_errors_of_writing_stay_what_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"\] No such file"):
+        atomic_write(tmp_path / "none" / "state.json", "new")
 
 
 def test_a_tree_is_flushed_with_all_its_files_and_folders(tmp_path, monkeypatch):

@@ -3,12 +3,14 @@
 At most ``batch_rows`` conversations are in flight; the next begins when one ends. A tool in this process is asked at
 once, for all conversations whose turns ended together, so that the schedule, and with it every rounding, is a function
 of the inputs. A tool that says ``remote = True`` is asked in background threads while other rows go on generating.
-Where the engine dies, the conversations in flight go on from their tokens in a new session.
+Where the engine dies, the conversations in flight go on from their tokens in a new session; where it ran out of memory,
+half of them, and the others when those are over.
 """
 
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from hiexp.agent.background import Background
 from hiexp.agent.conversation import Conversation
-from hiexp.agent.engine import EngineError, Generation, Session
+from hiexp.agent.engine import EngineError, EngineMemoryError, Generation, Session
 from hiexp.agent.prompts import Writer
 from hiexp.agent.record import Rollout
 from hiexp.agent.tools import ToolResult, call_tool
@@ -43,6 +45,7 @@ class Driver:
             Background(agent.remote_calls, f"hiexp-{agent.tool.name}") if getattr(agent.tool, "remote", False) else None
         )
         self._conversations: list[Conversation] = []
+        self._most = agent.batch_rows or 0  # in flight; all where the agent sets no limit
         self._waiting: deque[int] = deque()  # conversations that have not begun
         self._flying: dict[int, None] = {}  # those that have and are not over, in the order they began
         self._over: deque[int] = deque()  # those that ended and were not handed out
@@ -82,6 +85,7 @@ class Driver:
             EngineError: the engine died more than ``engine_retries`` times on one conversation.
         """
         self._waiting.extend(range(len(self._conversations)))
+        self._most = self._most or len(self._conversations)
         self._open()
         try:
             while self._waiting or self._flying:
@@ -112,7 +116,7 @@ class Driver:
             self._restart(error)
 
     def _begin(self) -> None:
-        room = (self.agent.batch_rows or len(self._conversations)) - len(self._flying)
+        room = max(0, self._most - len(self._flying))
         places = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
         self._flying.update(dict.fromkeys(places))
         self._speak(places)
@@ -205,10 +209,12 @@ class Driver:
 
     def _restart(self, error: EngineError) -> None:
         """Go on in a new session; conversations that wait for a tool go on waiting."""
+        fewer = isinstance(error, EngineMemoryError) and self._halve(error)
         for place in self._flying:
             rollout = self._conversations[place].rollout
             rollout.engine_restarts += 1
-            if rollout.engine_restarts > self.agent.engine_retries:
+            # Fewer rows are no second try of the same.
+            if rollout.engine_restarts > self.agent.engine_retries and not fewer:
                 raise EngineError(f"rollout {rollout.rollout_id}: {error} ({rollout.engine_restarts} times)") from error
         try:
             self._open()
@@ -217,6 +223,23 @@ class Driver:
             if not self._flying:
                 raise
             self._restart(again)
+
+    def _halve(self, error: EngineError) -> bool:
+        """Let half of the conversations in flight wait; False where there is but one."""
+        speaking = [place for place in self._flying if self._conversations[place].query is None]
+        if len(speaking) < 2:
+            return False
+        self._most = len(speaking) // 2
+        for place in reversed(speaking[self._most :]):
+            del self._flying[place]
+            self._waiting.appendleft(place)
+        warnings.warn(
+            f"{error}; going on with {self._most} instead of {len(speaking)} conversations in flight: lower "
+            "rollout.batch_rows to start with fewer",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return True
 
     def _cancel(self) -> None:
         places = sorted([*self._flying, *self._waiting])

@@ -37,6 +37,10 @@ class EngineError(RuntimeError):
     """The engine died and its sessions with it; rollouts in flight may be started again from their tokens."""
 
 
+class EngineMemoryError(EngineError):
+    """It ran out of memory; with fewer rows in flight it may not."""
+
+
 class Session(Protocol):
     """Conversations that keep their cache between turns. Rows are addressed by index; each speaks a turn at a time.
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from hiexp._extras import require
 from hiexp.agent.decoding import Row, Turn, forward, prefill, prefill_groups, sample_turns
-from hiexp.agent.engine import EngineError, Generation, Sampling, check_prompts, check_turn, extend_rows
+from hiexp.agent.engine import EngineMemoryError, Generation, Sampling, check_prompts, check_turn, extend_rows
 from hiexp.agent.kv_cache import Layout, RowCache
 from hiexp.agent.stopping import StopRule
 from hiexp.clock import Clock
@@ -151,7 +151,7 @@ class TransformersSession:
         """Turns that ended, after one round of work (``block=False``) or as many as it takes for one to end.
 
         Raises:
-            EngineError: out of memory on the device. ValueError: log-probabilities that are not finite.
+            EngineMemoryError: out of memory on the device. ValueError: log-probabilities that are not finite.
         """
         with self.engine.inference():
             while not self._ended and (self._queue or any(not turn.over for turn in self._turns)):
@@ -189,7 +189,7 @@ class TransformersSession:
             with self.engine.clock.part("prefill" if joins else "decode"):
                 (self._admit if joins else self._step)()
         except torch.OutOfMemoryError as error:
-            raise EngineError(f"out of memory with {len(self._turns)} rows in the batch: {error}") from error
+            raise EngineMemoryError(f"out of memory with {len(self._turns)} rows in the batch: {error}") from error
 
     def _settle(self) -> None:
         """Take the rows that are over out of the batch, with a copy of their cache unless they are released."""

@@ -7,14 +7,13 @@ function of the rows of metrics.jsonl alone, so a resumed run raises the same on
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hiexp.io import atomic_write, read_jsonl
-from hiexp.rl.config import AlarmConfig
+from hiexp.io import append_lines, atomic_write, read_jsonl
+from hiexp.rl.config import AlarmConfig, TrainConfig
 
 Row = dict[str, Any]
 
@@ -37,6 +36,24 @@ class AlarmError(RuntimeError):
             "A checkpoint was written; the same command continues"
         )
         self.alarms = list(alarms)
+
+
+def blind(config: TrainConfig) -> list[str]:
+    """A sentence for each alarm that has nothing to look at under ``config`` and so can never ring."""
+    algorithm, stale = config.algorithm, config.rollout.staleness > 0
+    found = []
+    single = algorithm.epochs * algorithm.minibatches == 1
+    if algorithm.kl_coef == 0 and single and not algorithm.ratio_to_engine(stale):
+        found.append(
+            "alarm kl has nothing to look at: algorithm.kl_coef is 0, so there is no reference model, and with one "
+            "update a step the policy is the one that acted"
+        )
+    if stale:
+        found.append(
+            "alarm mismatch has nothing to look at once rollouts are stale (rollout.staleness > 0): their log-probs "
+            "differ because the weights do"
+        )
+    return found
 
 
 def raised(rows: Sequence[Row], config: AlarmConfig) -> list[Alarm]:
@@ -160,10 +177,7 @@ class AlarmLog:
         """Write down and return the alarms that begin with the last row."""
         alarms = raised(rows, self.config)
         if alarms:
-            with open(self.path, "a", encoding="utf-8") as stream:
-                stream.writelines(map(_line, alarms))
-                stream.flush()
-                os.fsync(stream.fileno())
+            append_lines(self.path, "".join(map(_line, alarms)))
         return alarms
 
     def stopping(self, alarms: Sequence[Alarm]) -> list[Alarm]:

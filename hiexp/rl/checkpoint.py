@@ -19,7 +19,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from hiexp.io import fsync_directory, fsync_tree
+from hiexp.io import DataError, atomic_write, fsync_directory, fsync_tree
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step_(\d{6,})")
@@ -73,20 +73,51 @@ class Checkpoints:
         return final
 
     def latest(self) -> tuple[int, Path] | None:
-        """Step and folder of the newest whole checkpoint; a damaged one is named in a warning and passed over."""
+        """Step and folder of the newest whole checkpoint; a damaged one is named in a warning and passed over.
+
+        None where there is no checkpoint at all.
+
+        Raises:
+            DataError: there are some, and all are damaged: starting over would delete what the run has made.
+        """
+        damaged: list[str] = []
         for step in reversed(self.steps()):
             path = self.path(step)
             reason = damage(path)
             if reason is None:
+                for one in damaged:
+                    warnings.warn(f"{one}; falling back to the one before it", stacklevel=2)
                 return step, path
-            warnings.warn(f"{path}: damaged checkpoint ({reason}); falling back to the one before it", stacklevel=2)
+            damaged.append(f"{path}: damaged checkpoint ({reason})")
+        if damaged:
+            raise DataError(
+                f"{'; '.join(damaged)}. No other checkpoint is there to continue from: restore one, or choose another "
+                "run.dir. Nothing was deleted"
+            )
         return None
 
     def best(self) -> int | None:
         """Step with the highest evaluation score, the latest of equals; None where no kept checkpoint has a score."""
-        scores = {step: _manifest(self.path(step)).get("score") for step in self.steps()}
-        scored = [(score, step) for step, score in scores.items() if isinstance(score, int | float)]
+        scored = self._scored()
         return max(scored)[1] if scored else None
+
+    def best_score(self, before: int) -> float | None:
+        """Highest evaluation score of the checkpoints of steps below ``before``; None where none has a score."""
+        return max((score for score, step in self._scored() if step < before), default=None)
+
+    def score(self, step: int) -> float | None:
+        """Evaluation score of the checkpoint of ``step``; None where it has none, or there is no such checkpoint."""
+        score = _manifest(self.path(step)).get("score")
+        return score if isinstance(score, int | float) else None
+
+    def rate(self, step: int, score: float) -> None:
+        """Give the checkpoint of ``step`` the score of an evaluation that was made after it was written."""
+        path = self.path(step)
+        atomic_write(path / MANIFEST, _dump(_manifest(path) | {"score": score}))
+
+    def _scored(self) -> list[tuple[float, int]]:
+        """(score, step) of the checkpoints that have a score."""
+        return [(score, step) for step in self.steps() if (score := self.score(step)) is not None]
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint folder, ascending."""
@@ -131,8 +162,12 @@ def _seal(folder: Path, step: int, score: float | None) -> None:
     """Write the manifest and flush everything in ``folder`` to the disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {"step": step, "score": score, "files": {str(path.relative_to(folder)): _sha256(path) for path in files}}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    (folder / MANIFEST).write_text(_dump(manifest), encoding="utf-8")
     fsync_tree(folder)
+
+
+def _dump(manifest: dict[str, Any]) -> str:
+    return json.dumps(manifest, indent=1)
 
 
 def _manifest(path: Path) -> dict[str, Any]:

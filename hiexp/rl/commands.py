@@ -42,6 +42,7 @@ def train(args: argparse.Namespace) -> int:
     overrides = [*args.set, *([f"run.dir={args.out}"] if args.out else [])]
     config = TrainConfig.from_yaml(args.config, overrides)
     # Heavy imports after the config was read: a typing error is told at once.
+    from hiexp.rl.alarms import blind
     from hiexp.rl.model import quiet_transformers
     from hiexp.rl.preemption import EXIT_CODE, Preempted
     from hiexp.rl.trainer import GRPOTrainer
@@ -50,7 +51,7 @@ def train(args: argparse.Namespace) -> int:
     trainer = GRPOTrainer(config, allow_changed=args.allow_changed)
     main = trainer.ranks.main
     if main:
-        print(f"training in {config.run.dir} to step {config.run.steps}", file=sys.stderr)
+        print(f"training in {config.run.dir} to step {config.run.steps}", *blind(config), sep="\n", file=sys.stderr)
     try:
         trainer.train(listener=report)
     except Preempted as stop:

@@ -86,7 +86,8 @@ class RunConfig:
     seed: int = setting(0, at_least=0)
     """Everything random is a function of this seed and the step."""
     checkpoint_every: int = setting(20, at_least=1)
-    """Steps between checkpoints; one is always written after the last step."""
+    """Steps between checkpoints; one is always written after the last step, and where an evaluation is the best so
+    far."""
     keep_last: int = setting(2, at_least=1)
     """Checkpoints kept besides the best one."""
     threads: int | None = setting(None, at_least=1)
@@ -165,6 +166,11 @@ def _check_updates(config: TrainConfig) -> None:
         raise ValueError("algorithm.kl_coef: expected a number > 0 with kl_target or credit.kl_in_reward, got 0")
     if algorithm.importance_mode != "token_truncate" and algorithm.importance_cap is None:
         raise ValueError(f"algorithm.importance_cap: expected a number with {algorithm.importance_mode!r}, got null")
+    if algorithm.importance_mode == "geometric_mask" and (algorithm.importance_cap or 1) < 1:
+        raise ValueError(
+            "algorithm.importance_cap: expected at least 1 with 'geometric_mask', which keeps what lies between "
+            f"1 / cap and cap, got {algorithm.importance_cap:g}"
+        )
     if algorithm.old_logprobs == "engine" and algorithm.importance_cap is not None:
         raise ValueError(
             "algorithm.importance_cap: expected null with old_logprobs 'engine', where exp(old - engine log-prob) is "

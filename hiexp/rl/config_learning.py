@@ -6,9 +6,10 @@ Part of :mod:`hiexp.rl.config`, which says where the sentences go and what the d
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from hiexp.rl.config_parse import setting
+from hiexp.rl.losses import find_loss
 
 ALARMS = ("kl", "entropy", "degenerate", "mask", "mismatch", "nan_reward")
 ImportanceMode = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "geometric_mask"]
@@ -41,10 +42,12 @@ class AlgorithmConfig:
     """Decay rates of AdamW's two moments."""
     weight_decay: float = setting(0.0, at_least=0.0)
     """Decoupled weight decay."""
-    clip_low: float = setting(0.2, above=0.0)
-    """The importance ratio is clipped below 1 - clip_low."""
+    clip_low: float | None = setting(None, above=0.0)
+    """The importance ratio is clipped below 1 - clip_low; null is the kind's own: 3e-4 for gspo (of a rollout's mean
+    ratio), 1, which is no bound, for cispo, 0.2 for the others."""
     clip_high: float | None = setting(None, above=0.0)
-    """The importance ratio is clipped above 1 + clip_high; null is 0.28 for dapo and clip_low for the others."""
+    """The importance ratio is clipped above 1 + clip_high; null is the kind's own: 0.28 for dapo, 4e-4 for gspo, 4 for
+    cispo, 0.2 for the others. Where ``clip_low`` is given, null is that number, and 0.28 for dapo."""
     importance_cap: float | None = setting(None, above=0.0)
     """Weigh tokens by min(exp(old - engine log-prob), cap), for engines that differ; null is off, 2 is usual."""
     importance_mode: ImportanceMode = "token_truncate"
@@ -56,7 +59,8 @@ class AlgorithmConfig:
     kl_coef: float = setting(1e-3, at_least=0.0)
     """Weight of the KL term to the frozen starting model (paper: 1e-3); 0 needs no reference model."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of the KL term in the loss (Schulman, http://joschu.net/blog/kl-approx.html)."""
+    """Estimator of the KL term in the loss (Schulman, http://joschu.net/blog/kl-approx.html). The gradient of k1 is the
+    log-prob's, 0 on average over the policy's own samples: in the loss it penalises nothing; k2's is the KL's."""
     kl_target: float | None = setting(None, above=0.0)
     """Adapt ``kl_coef`` so that kl_ref, in nats per trained token, comes to this value; null keeps it fixed."""
     kl_horizon: float = setting(10_000.0, above=0.0)
@@ -75,6 +79,25 @@ class AlgorithmConfig:
     where memory runs out."""
     max_grad_norm: float = setting(1.0, above=0.0)
     """The gradient is scaled down to this global norm."""
+
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """``clip_low`` and ``clip_high`` with the kind's own where they are null."""
+        return find_loss(self.kind).clip_range(self.clip_low, self.clip_high)
+
+    def ratio_to_engine(self, stale: bool) -> bool:
+        """Whether the ratio is taken to what the engine sampled with; ``stale``: rollouts come from older weights."""
+        return self.old_logprobs == "engine" or (self.old_logprobs == "auto" and stale and self.importance_cap is None)
+
+    def means(self, stored: dict[str, Any]) -> dict[str, Any]:
+        """``stored`` settings of a run, in these settings' words where both mean the same clip range.
+
+        Runs that began before the kinds had ranges of their own have the numbers in their files.
+        """
+        low, high = stored.get("clip_low"), stored.get("clip_high")
+        if find_loss(self.kind).clip_range(low, high) != self.clip_range:
+            return stored
+        return {**stored, "clip_low": self.clip_low, "clip_high": self.clip_high}
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,9 +193,19 @@ def changed_settings(stored: dict[str, Any], config: Any) -> list[str]:
     """Lines ``key: old -> new`` for every setting of ``config`` that differs from the ``stored`` ones.
 
     A setting that is not stored did not exist then and counts as the default of its dataclass, which keeps what was
-    done before there was a choice.
+    done before there was a choice. A dataclass with a method ``means`` says what other words mean the same.
     """
-    return differing_keys(stored, to_plain(config), _defaults(config))
+    return differing_keys(_in_words_of(config, stored), to_plain(config), _defaults(config))
+
+
+def _in_words_of(config: Any, stored: dict[str, Any]) -> dict[str, Any]:
+    stages = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    inner = {
+        name: _in_words_of(value, stored[name])
+        for name, value in stages.items()
+        if dataclasses.is_dataclass(value) and isinstance(stored.get(name), dict)
+    }
+    return config.means(stored | inner) if hasattr(config, "means") else stored | inner
 
 
 def _defaults(config: Any) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""The KL coefficient: fixed, or adapted to a target (Ziegler et al. 2019, arXiv:1909.08593, section 2.2).
+"""The KL coefficient: fixed, or adapted to a target (Ziegler et al. 2019, arXiv:1909.08593).
 
     e = clip((KL - target) / target, -0.2, 0.2),      coefficient <- coefficient * (1 + e * n / horizon)
 
-n rollouts after the last change. KL is ``kl_ref``, the estimate per trained token (theirs is per sequence), so the
-target does not depend on lengths.
+n rollouts after the last change. The error e is section 2.2's; the gain there is a constant 0.1 a step, n / horizon is
+that of the code released with the paper (openai/lm-human-preferences). KL is ``kl_ref``, the estimate per trained token
+(theirs is per sequence), so the target does not depend on lengths.
 """
 
 from __future__ import annotations

@@ -85,20 +85,37 @@ class Recipe:
         aggregation: see ``algorithm.aggregation``.
         preset: convention of ``hiexp.group_advantage``; None is its default.
         function: the loss of one's own.
+        clip: its own ``clip_low`` and ``clip_high``: the ratio is bounded to [1 - low, 1 + high].
     """
 
     fused: str | None
     aggregation: str
     preset: str | None = None
     function: LossFunction | None = None
+    clip: tuple[float, float] = (0.2, 0.2)
+
+    def clip_range(self, low: float | None, high: float | None) -> tuple[float, float]:
+        """What ``algorithm.clip_low`` and ``clip_high`` mean for this kind.
+
+        Both null are the kind's own. A lower bound without an upper one is symmetric, except for dapo: so it was before
+        the kinds had ranges of their own, and files from then mean the same.
+        """
+        own_low, own_high = self.clip
+        if high is None:
+            high = own_high if low is None or self.fused == "dapo" else low
+        return own_low if low is None else low, high
 
 
 _RECIPES: dict[str, Recipe] = {
+    # Without a range of its own a kind has PPO's, 0.2 (arXiv:1707.06347, section 6.1).
     "grpo": Recipe("grpo", "sequence"),  # arXiv:2402.03300, eq. 3
     "dr_grpo": Recipe("dr_grpo", "constant", "dr_grpo"),  # arXiv:2503.20783, eq. 2: no 1 / length, no division by std
-    "dapo": Recipe("dapo", "token"),  # arXiv:2503.14476, eq. 8: clip higher, every token alike
-    "gspo": Recipe("gspo", "sequence"),  # arXiv:2507.18071, eq. 5
-    "cispo": Recipe("cispo", "token"),  # arXiv:2506.13585, eq. 4
+    "dapo": Recipe("dapo", "token", clip=(0.2, 0.28)),  # arXiv:2503.14476, eq. 8: clip higher, every token alike
+    # arXiv:2507.18071, eq. 5; section 5.1: a mean over a rollout moves far less than the ratio of a token.
+    "gspo": Recipe("gspo", "sequence", clip=(3e-4, 4e-4)),
+    # arXiv:2506.13585, eq. 4. It sets no lower bound, and no ratio is below 1 - 1; its upper one is not published, 5 is
+    # ScaleRL's (arXiv:2510.13786).
+    "cispo": Recipe("cispo", "token", clip=(1.0, 4.0)),
     # arXiv:2402.14740, eq. 8: REINFORCE on the whole rollout's log-prob, which is the sum over its tokens, against the
     # mean of the others. In further updates of a step each token's ratio is clipped as in PPO, which theirs has not.
     "rloo": Recipe("grpo", "sum", "rloo"),
@@ -108,7 +125,11 @@ _files: dict[tuple[str, str], ModuleType] = {}
 
 
 def register(
-    name: str, *, aggregation: str = "sequence", advantages: str | None = None
+    name: str,
+    *,
+    aggregation: str = "sequence",
+    advantages: str | None = None,
+    clip: tuple[float, float] = (0.2, 0.2),
 ) -> Callable[[LossFunction], LossFunction]:
     """Decorator: make a function selectable as ``algorithm.kind: name``.
 
@@ -116,6 +137,7 @@ def register(
         name: not one that is taken by another function.
         aggregation: default of ``algorithm.aggregation`` for this loss.
         advantages: default of ``algorithm.advantage_preset``; None is (r - mean) / (std + 1e-6).
+        clip: defaults of ``algorithm.clip_low`` and ``clip_high``.
 
     Raises:
         ValueError: the name is taken, or the aggregation is unknown.
@@ -130,7 +152,7 @@ def register(
         # The same place again is a file or notebook cell that was run again.
         if known is not None and _place(known.function) != _place(function):
             raise ValueError(f"loss {name!r}: the name is taken by {_place(known.function)}")
-        _RECIPES[name] = Recipe(None, aggregation, advantages, function)
+        _RECIPES[name] = Recipe(None, aggregation, advantages, function, clip)
         return function
 
     return decorate

@@ -8,7 +8,6 @@ reports; a value that does not exist in a step (the reward of controls where the
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hiexp.agent.record import FinishReason, Rollout
-from hiexp.io import atomic_write, read_jsonl
+from hiexp.io import append_lines, atomic_write, read_jsonl
 
 if TYPE_CHECKING:
     from hiexp.rl.trackers import Trackers
@@ -178,10 +177,7 @@ class MetricsLog:
         ordered: dict[str, Any] = {key: row.get(key) for key in METRIC_KEYS}
         ordered |= {key: value for key, value in row.items() if key.startswith("loss/")}
         if self._writes:
-            with open(self.path, "a", encoding="utf-8") as stream:
-                stream.write(_line(ordered))
-                stream.flush()
-                os.fsync(stream.fileno())
+            append_lines(self.path, _line(ordered))
         self.rows.append(ordered)
         self.publish("train", ordered, ordered["step"])
         return ordered

@@ -1,7 +1,8 @@
 """Preemption: a cluster that takes the machine away sends a signal first; the run then ends in a whole checkpoint.
 
-SIGTERM or SIGUSR1: the step under way is finished, a checkpoint is written, training stops. A second signal ends the
-process at once, as if nobody had been listening; the run then continues from the checkpoint before.
+SIGTERM or SIGUSR1: the step under way is finished, a checkpoint is written, training stops; an evaluation that was due
+is made when the run goes on. A second signal ends the process at once, as if nobody had been listening; the run then
+continues from the checkpoint before.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Preempted(RuntimeError):  # noqa: N818 - not an error of the run
     """Training stopped on a signal, behind a checkpoint of ``step``; the same command continues it."""
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"stopped by a signal after step {step}, which is checkpointed; run the same command again")
+        place = f"after step {step}, which is checkpointed" if step else "before the first step"
+        super().__init__(f"stopped by a signal {place}; run the same command again")
         self.step = step
 
 

@@ -34,7 +34,7 @@ class RegisteredLoss(PolicyLoss):
 
 def registered_loss(
     function: LossFunction, scores: TokenLogprobs, old_logprobs: Any, advantages: Any, *, cu_seqlens: Any,
-    ref_logprobs: Any, engine_logprobs: Any, importance: Any, clip_low: float, clip_high: float | None, kl_coef: float,
+    ref_logprobs: Any, engine_logprobs: Any, importance: Any, clip_low: float, clip_high: float, kl_coef: float,
     kl_estimator: str, aggregation: str, constant_length: int | None, denominator: float,
     loss_settings: Mapping[str, float],
 ) -> RegisteredLoss:  # fmt: skip
@@ -63,7 +63,7 @@ def registered_loss(
     seen = LossBatch(
         logprobs, entropy, logprobs.detach() if batch.old is None else batch.old, batch.advantage, batch.ref,
         batch.engine, mask, inputs.cu_seqlens,
-        {"clip_low": clip_low, "clip_high": settings.high - 1.0, **loss_settings},
+        {"clip_low": clip_low, "clip_high": clip_high, **loss_settings},
     )  # fmt: skip
     losses, own = _checked(function, function(seen), logprobs)
     losses = losses if importance is None else losses * importance

@@ -1,6 +1,7 @@
 """The run directory: its layout, its lock, and what may change when a run is continued.
 
-    config.resolved.yaml   config.changes.jsonl   snapshot/   tokenizer/   metrics.jsonl   tensorboard/   trackers.json
+    config.resolved.yaml   config.changes.jsonl   inputs.json   snapshot/   tokenizer/   metrics.jsonl   tensorboard/
+    trackers.json
     rollouts/step_000012.jsonl.gz        eval/step_000000.json            checkpoints/step_000010/
 
 ``step`` counts finished training steps: ``eval/step_000000.json`` is the starting model,
@@ -32,6 +33,8 @@ CHANGEABLE = (
 )  # fmt: skip
 # Another policy, or other weights to train: the checkpoints could not be loaded, or would mean nothing.
 FIXED = ("model.path", "model.dtype", "model.lora_rank", "model.lora_targets", "task.kind", "rollout.dialect")
+# What may have changed under its name, see inputs.py; task.train and task.evaluation are settings as well.
+CONTENTS = ("model.weights",)
 
 
 @contextmanager
@@ -80,8 +83,9 @@ class RunDirectory:
 
     def __init__(self, config: TrainConfig, allow_changed: Sequence[str] = ()) -> None:
         self.path = Path(config.run.dir)
-        self._config = config
+        self._config, self._allowed = config, allow_changed
         self._changes: list[str] = []
+        self._inputs: dict[str, str] = {}
         _check_allowed(config, allow_changed)
         resolved = self.path / "config.resolved.yaml"
         if resolved.exists():
@@ -96,6 +100,32 @@ class RunDirectory:
         elif self.path.is_dir() and any(path.name[0] != "." for path in self.path.iterdir()):
             raise DataError(f"{self.path}: expected a run or an empty directory; it holds files but no {resolved.name}")
 
+    def check_inputs(self, found: dict[str, str]) -> None:
+        """Compare the fingerprints ``found`` with those of the first start; :meth:`locked` writes them down.
+
+        A run of a version that wrote none has them from now on.
+
+        Raises:
+            ValueError: contents changed, and were not allowed to by name.
+            DataError: the file of the first start is damaged.
+        """
+        path = self.path / "inputs.json"
+        try:
+            stored = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"{path}: expected a JSON object ({error}); delete it to accept model and questions as they are now"
+            ) from error
+        changed = [key for key in found if key in stored and stored[key] != found[key]]
+        refused = [key for key in changed if key not in self._allowed]
+        if refused:
+            raise ValueError(
+                f"{self.path}: holds a run that began with other contents of {', '.join(refused)}; put the old files "
+                "back to continue it, give these names with --allow-changed, or choose another run.dir"
+            )
+        self._changes += [f"{key}: other contents" for key in changed]
+        self._inputs = found
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Create what is missing and keep other processes out; the lock ends with the block or with the process.
@@ -107,6 +137,8 @@ class RunDirectory:
             # Before the folders: a directory with folders and no config would be taken for somebody else's.
             self._note_changes()
             atomic_write(self.path / "config.resolved.yaml", dump_yaml(self._config))
+            if self._inputs:
+                atomic_write(self.path / "inputs.json", json.dumps(self._inputs, indent=1) + "\n")
             for folder in ("rollouts", "eval", "checkpoints", "snapshot"):
                 (self.path / folder).mkdir(exist_ok=True)
             yield
@@ -169,7 +201,7 @@ class RunDirectory:
 
 
 def _check_allowed(config: TrainConfig, keys: Sequence[str]) -> None:
-    known = {key for key, _, _ in describe(type(config))} if keys else set()
+    known = {key for key, _, _ in describe(type(config))} | set(CONTENTS) if keys else set()
     for key in keys:
         if key not in known:
             raise ValueError(f"--allow-changed: no setting is called {key!r}; expected STAGE.KEY, e.g. algorithm.lr")

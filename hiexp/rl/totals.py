@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from hiexp.ops._policy_terms import _kl
+
+if TYPE_CHECKING:
+    from hiexp.ops.token_logprobs import TokenLogprobs
 
 # Metric of a step -> metric of the loss, a mean over its tokens.
 REPORTED = {
@@ -25,10 +30,15 @@ class Totals:
         self.tokens: dict[str, int] = {}
         self.maxima: dict[str, float] = {}
 
-    def add_loss(self, metrics: dict[str, float]) -> None:
-        """Metrics of a PolicyLoss, the ``loss/...`` of a registered one included."""
+    def add_loss(self, metrics: dict[str, float], *, truncates: bool = False) -> None:
+        """Metrics of a PolicyLoss, the ``loss/...`` of a registered one included.
+
+        ``truncates``: the loss cuts the weights of single tokens; other losses report that none was cut.
+        """
         tokens = int(metrics["tokens"])
         named = {name: metrics[key] for name, key in REPORTED.items() if key in metrics}
+        if truncates:
+            named["importance_cut"] = metrics["truncated_fraction"]
         named |= {name: value for name, value in metrics.items() if name.startswith("loss/")}
         for name, value in named.items():
             self._add(name, value * tokens, tokens)
@@ -39,6 +49,14 @@ class Totals:
         self._add("engine_mismatch", float(gaps.sum()), len(gaps))
         self._add("engine_mismatch_share", float((gaps > MISMATCH_BOUND).sum()), len(gaps))
         self._maximum("engine_mismatch_max", float(gaps.max()) if len(gaps) else 0.0)
+
+    def add_scores(self, scores: TokenLogprobs, reference: Any, engine: Any, estimator: str) -> None:
+        """What a loss and :meth:`add_mismatch` would count of (N,) tokens that are not trained."""
+        assert scores.entropy is not None
+        self._add("entropy", float(scores.entropy.double().sum()), len(engine))
+        self.add_mismatch(scores.logprobs, engine)
+        if reference is not None:
+            self._add("kl_ref", float(_kl(scores.logprobs - reference, estimator)[0].double().sum()), len(engine))
 
     def add_cut(self, cut: Any) -> None:
         """Which (N,) tokens' importance weights were cut."""

@@ -36,6 +36,7 @@ from hiexp.rl.config import TrainConfig
 from hiexp.rl.credit import assign
 from hiexp.rl.distributed import Ranks
 from hiexp.rl.evaluate import evaluate, evaluation_batches
+from hiexp.rl.inputs import fingerprints
 from hiexp.rl.memory import peak_memory, return_freed_memory
 from hiexp.rl.metrics import MetricsLog, ServiceCounts, reward_metrics, rollout_metrics
 from hiexp.rl.model import check_policy, load_policy, packs_prefixes, pad_token_id, prepare, resolve_device
@@ -67,7 +68,8 @@ class GRPOTrainer:
         task: see :class:`hiexp.rl.reward.Task`.
         tool: search tool for batches of the task that bring none.
         snapshot: experience; taken from ``config.experience.hek`` if None.
-        allow_changed: settings that may differ from those the run in the directory was started with.
+        allow_changed: settings that may differ from those the run in the directory was started with, and
+            ``model.weights``, the contents of the starting model.
 
     Raises:
         ValueError, TypeError, DataError, OSError: unusable settings, files or model, before anything is written.
@@ -99,6 +101,7 @@ class GRPOTrainer:
         else:
             prepare(model)
             check_policy(model, tokenizer)
+        self.directory.check_inputs(fingerprints(model, self.task))
         self.tokenizer = tokenizer
         self.checkpoints = Checkpoints(self.directory.path / "checkpoints", config.run.keep_last)
         self._alarms = AlarmLog(self.directory.path, config.alarms)
@@ -154,11 +157,20 @@ class GRPOTrainer:
             held.callback(self._source.close)
             log = self._open_log(start)
             held.callback(log.close)
-            if start == 0:
-                self._evaluate_if_due(0, log, listener)
+            self._catch_up(start, log, listener, preemption)
             for step in range(start + 1, self.config.run.steps + 1):
                 self._train_step(step, log, listener, preemption)
             return log.rows[-1] if log.rows else {}
+
+    def _catch_up(self, start: int, log: MetricsLog, listener: Listener | None, preemption: Preemption) -> None:
+        """The evaluation at ``start`` where it is missing: at the beginning, and where a signal came before it."""
+        missing = self.ranks.on_main(lambda: self.checkpoints.score(start)) is None
+        if missing and not self.ranks.any(preemption.asked):
+            score = self._evaluate_if_due(start, log, listener)
+            if start > 0 and score is not None:
+                self.ranks.on_main(lambda: self.checkpoints.rate(start, score))
+        if self.ranks.any(preemption.asked) and start < self.config.run.steps:
+            raise Preempted(start)
 
     def _train_step(self, step: int, log: MetricsLog, listener: Listener | None, preemption: Preemption) -> None:
         """One step with all that belongs to it: metrics, evaluation, checkpoint, and the end if a signal asked."""
@@ -174,14 +186,22 @@ class GRPOTrainer:
             for alarm in alarms:
                 listener("alarm", asdict(alarm))
         stopping = self._alarms.stopping(alarms)
-        score = self._evaluate_if_due(step, log, listener)
-        preempted = self.ranks.any(preemption.asked)
-        if step % run.checkpoint_every == 0 or step == run.steps or preempted or stopping:
+        preempted = skipped = self.ranks.any(preemption.asked)
+        # There may be seconds left: the evaluation is a function of the weights and can be made when the run goes on.
+        score = None if skipped else self._evaluate_if_due(step, log, listener)
+        preempted = preempted or self.ranks.any(preemption.asked)
+        last = step == run.steps
+        if step % run.checkpoint_every == 0 or last or preempted or stopping or self._improved(step, score):
             self._save(step, score)
         if stopping:
             raise AlarmError(stopping)
-        if preempted and step < run.steps:
+        if preempted and (not last or (skipped and self._evaluation_due(step))):
             raise Preempted(step)
+
+    def _improved(self, step: int, score: float | None) -> bool:
+        """Whether ``score`` is above those of all checkpoints before ``step``."""
+        before = None if score is None else self.ranks.on_main(lambda: self.checkpoints.best_score(step))
+        return score is not None and (before is None or score > before)
 
     def _open_log(self, start: int) -> MetricsLog:
         """The metrics of the run up to step ``start``; rank 0 writes, and opens the trackers."""
@@ -293,6 +313,9 @@ class GRPOTrainer:
                 rollouts, credit.advantages, credit.trained, step,
                 rewards=acted.rewards, scores=scores, staleness=acted.staleness,
             )  # fmt: skip
+            if not credit.trained:
+                seen = acted if acted.sampled is None else acted.sampled
+                metrics |= self._update.observe(seen.rollouts, step)
         finally:
             self.model.eval()
             self.policy.refresh()
@@ -316,9 +339,7 @@ class GRPOTrainer:
 
     def _evaluate_if_due(self, step: int, log: MetricsLog, listener: Listener | None) -> float | None:
         """Evaluate where the config asks for it; returns the score that decides which checkpoint is the best."""
-        every, last = self.config.evaluation.every, self.config.run.steps
-        due = step in (0, last) or (every > 0 and step % every == 0)
-        if not due or not evaluation_batches(self.task, self.config.evaluation.questions):
+        if not self._evaluation_due(step):
             return None
         known = self.ranks.on_main(lambda: self.directory.read_evaluation(step))
         result = self.evaluate(step) if known is None else known
@@ -331,6 +352,11 @@ class GRPOTrainer:
         # The arm that the run trains decides.
         informed = result["with_hek"] is not None and self.config.experience.experience_share > 0
         return float(result["with_hek" if informed else "without_hek"]["reward"])
+
+    def _evaluation_due(self, step: int) -> bool:
+        every, last = self.config.evaluation.every, self.config.run.steps
+        due = step in (0, last) or (every > 0 and step % every == 0)
+        return due and bool(evaluation_batches(self.task, self.config.evaluation.questions))
 
     def _save(self, step: int, score: float | None) -> None:
         """A checkpoint of everything that the next step depends on."""

@@ -21,7 +21,14 @@ from hiexp.clock import Clock
 from hiexp.ops.linear_policy_loss import linear_policy_loss
 from hiexp.ops.policy_loss import PolicyLoss
 from hiexp.ops.token_logprobs import token_logprobs
-from hiexp.rl.batch import MicroBatch, engine_logprobs, microbatches, packed_engine_logprobs, sampled_positions
+from hiexp.rl.batch import (
+    MicroBatch,
+    engine_logprobs,
+    microbatches,
+    packed_engine_logprobs,
+    sampled_positions,
+    trainable,
+)
 from hiexp.rl.config import AlgorithmConfig
 from hiexp.rl.distributed import Ranks, to_cpu
 from hiexp.rl.faults import non_finite
@@ -29,13 +36,14 @@ from hiexp.rl.gradients import make_gradients
 from hiexp.rl.importance import importance_weights
 from hiexp.rl.kl import KLController
 from hiexp.rl.losses import find_loss
-from hiexp.rl.memory import TokenBudget
+from hiexp.rl.memory import TokenBudget, is_out_of_memory
 from hiexp.rl.model import lm_head, packs_prefixes, trained_hidden_states
 from hiexp.rl.registered_loss import registered_loss
 from hiexp.rl.schedule import learning_rate
 from hiexp.rl.totals import Totals
 
 Array = np.ndarray[Any, Any]
+_OBSERVED = 16  # rollouts that stand for a step that trains none
 
 
 class PolicyScorer(torch.nn.Module):
@@ -46,13 +54,13 @@ class PolicyScorer(torch.nn.Module):
         self.model = model
         self.temperature = temperature
 
-    def forward(self, batch: MicroBatch, loss: dict[str, Any] | None = None) -> Any:
+    def forward(self, batch: MicroBatch, loss: dict[str, Any] | None = None, entropy: bool = False) -> Any:
         """TokenLogprobs of the batch's trained tokens, or with the arguments ``loss`` their PolicyLoss."""
         rows = trained_hidden_states(self.model, batch)  # (N, H)
         weight, bias = lm_head(self.model)
         head = {"bias": bias, "temperature": self.temperature}
         if loss is None:
-            return token_logprobs(rows, weight, batch.targets, **head)
+            return token_logprobs(rows, weight, batch.targets, entropy=entropy, **head)
         if "function" in loss:
             scores = token_logprobs(rows, weight, batch.targets, entropy=True, **head)
             return registered_loss(scores=scores, cu_seqlens=batch.cu_seqlens, **loss)
@@ -133,7 +141,7 @@ class PolicyUpdate:
         self.clock = Clock()
         self._gradients = make_gradients(scorer, optimizer, accelerator, config.max_grad_norm)
         self._packed = packs_prefixes(accelerator.unwrap_model(scorer).model) if packed is None else packed
-        self._recipe = find_loss(config.kind)
+        self._recipe, self._clip = find_loss(config.kind), config.clip_range
         aggregation = config.aggregation or self._recipe.aggregation
         # The sum over a rollout's tokens is the constant aggregation with length 1.
         self._constant_length = {"constant": constant_length, "sum": 1}.get(aggregation)
@@ -148,10 +156,7 @@ class PolicyUpdate:
         so the ratio is taken to what the engine sampled with; with ``importance_cap`` it stays the trainer's, and the
         cap bounds the rest (decoupled objective, Hilton et al. 2021, arXiv:2110.00641; AReaL, arXiv:2505.24298).
         """
-        config = self.config
-        engine = config.old_logprobs == "engine" or (
-            config.old_logprobs == "auto" and staleness > 0 and config.importance_cap is None
-        )
+        engine = self.config.ratio_to_engine(staleness > 0)
         old = None
         if engine:
             old = {i: engine_logprobs(rollouts[i], self.accelerator.device) for i in indices}
@@ -246,6 +251,11 @@ class PolicyUpdate:
         mode, cap = self.config.importance_mode, self.config.importance_cap
         return cap is not None and (mode != "token_truncate" or self._recipe.function is not None)
 
+    @property
+    def _truncates(self) -> bool:
+        """Whether the fused loss cuts the importance weights."""
+        return self.config.importance_cap is not None and not self._weighs
+
     def _set_learning_rate(self, step: int) -> float:
         lr = learning_rate(self.config, step)
         for group in self.optimizer.param_groups:
@@ -268,7 +278,41 @@ class PolicyUpdate:
 
         return self.budget.run(lambda budget: self._batches(rollouts, indices, budget), work, clean, what)
 
+    def observe(self, rollouts: Sequence[Rollout], step: int) -> dict[str, float]:
+        """entropy, engine_mismatch and, with a reference, kl_ref of some rollouts of a step that trains nothing.
+
+        So a policy that has collapsed, whose groups no longer differ, does not blind the alarms.
+        """
+        usable = [i for i, rollout in enumerate(rollouts) if trainable(rollout)]
+        chosen = usable[:: max(1, len(usable) // _OBSERVED)][:_OBSERVED]
+
+        def work(batches: Sequence[MicroBatch]) -> Totals:
+            totals = Totals()
+            for batch in batches:
+                scores = self.scorer(batch, entropy=True)
+                reference = None if self.reference is None else self.reference(batch).logprobs
+                if not batch.filler:
+                    engine = packed_engine_logprobs(rollouts, batch)
+                    totals.add_scores(scores, reference, engine, self.config.kl_estimator)
+            return totals
+
+        totals = Totals()
+        if chosen:
+            for part in self.ranks.gather(self._look(work, rollouts, chosen, f"step {step}, observing")):
+                totals.merge(part)
+        return totals.metrics()
+
     @torch.no_grad()
+    def _look(self, work: Any, rollouts: Sequence[Rollout], indices: Sequence[int], what: str) -> Any:
+        """``work(micro-batches)`` without gradient."""
+        # Dropout of an adapter belongs to the update alone.
+        training = self.scorer.training
+        self.scorer.eval()
+        try:
+            return self._within_memory(work, rollouts, indices, what)
+        finally:
+            self.scorer.train(training)
+
     def _score_all(self, scorer: Any, rollouts: Sequence[Rollout], indices: Sequence[int], step: int) -> dict[int, Any]:
         """Rollout index -> log-probs ``(n_i,)`` of its trained tokens, the scores of all ranks."""
 
@@ -280,11 +324,7 @@ class PolicyUpdate:
                     scores.update(zip(batch.indices, pieces, strict=True))
             return scores
 
-        # Dropout of an adapter belongs to the update alone.
-        training = self.scorer.training
-        self.scorer.eval()
-        scores: dict[int, Any] = self._within_memory(work, rollouts, indices, f"step {step}, scoring")
-        self.scorer.train(training)
+        scores: dict[int, Any] = self._look(work, rollouts, indices, f"step {step}, scoring")
         if self.ranks.size == 1:
             return scores
         device = self.accelerator.device
@@ -301,11 +341,25 @@ class PolicyUpdate:
             if self.accelerator.device.type == "cuda":  # what is still under way belongs to it
                 torch.cuda.synchronize()
         with self.clock.part("optimiser"):
-            norm = self._gradients.step()
+            norm = self._clip_and_step(job.step)
         if not np.isfinite(norm):
             # It is the sum over all micro-batches: any of them may have spoiled it.
             raise self._fault(f"the gradient is not finite ({norm})", job, job.indices, {})
         return loss, norm
+
+    def _clip_and_step(self, step: int) -> float:
+        try:
+            return self._gradients.step()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            # Parameters may be half changed, and smaller micro-batches would not help: the checkpoint is what is left.
+            raise MemoryError(
+                f"step {step}, optimiser: out of memory ({reason}). Its moments take twice the memory of the "
+                "trained weights: train an adapter (model.lora_rank), use more processes (docs/distributed.md), or "
+                "free memory on this device; the same command continues"
+            ) from error
 
     def _backward(self, job: _Job, batches: Sequence[MicroBatch]) -> tuple[float, Totals]:
         """Gradients of all micro-batches; returns this rank's part of the update's loss."""
@@ -323,7 +377,7 @@ class PolicyUpdate:
                 continue
             total += float(result.loss.detach())
             totals.merge(found)
-            totals.add_loss(result.metrics)
+            totals.add_loss(result.metrics, truncates=self._truncates)
             if job.measured:
                 before = result.logprobs if tokens["old"] is None or job.scores.stale else tokens["old"]
                 totals.add_mismatch(before, tokens["engine"])
@@ -368,7 +422,7 @@ class PolicyUpdate:
         shared = {
             "old_logprobs": tokens["old"], "ref_logprobs": tokens["reference"], "engine_logprobs": tokens["engine"],
             "denominator": denominator, "aggregation": self._aggregation, "constant_length": self._constant_length,
-            "clip_low": config.clip_low, "clip_high": config.clip_high, "kl_estimator": config.kl_estimator,
+            "clip_low": self._clip[0], "clip_high": self._clip[1], "kl_estimator": config.kl_estimator,
             "kl_coef": 0.0 if self.kl_in_reward else self.kl.coefficient,
         }  # fmt: skip
         if function is not None:
@@ -377,7 +431,7 @@ class PolicyUpdate:
         if weights is not None:
             # Every fused policy term is linear in the advantage, so its weight goes there.
             advantages = advantages.repeat_interleave(batch.cu_seqlens.diff()) * weights
-        truncation = None if self._weighs else config.importance_cap
+        truncation = config.importance_cap if self._truncates else None
         return {**shared, "kind": self._recipe.fused, "advantages": advantages, "truncation": truncation}
 
     def _fault(self, what: str, job: _Job, indices: Sequence[int], tokens: dict[str, Any]) -> Exception:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hiexp.agent.engine import EngineError, Generation
+from hiexp.agent.engine import EngineError, EngineMemoryError, Generation
 from hiexp.agent.protocol import COMPACT_TAGS, COMPACT_WORDS
 from hiexp.agent.tools import Document
 
@@ -74,12 +74,13 @@ class ScriptedEngine:
     """Says given token ids: ``script[row]`` is a list of turns; a turn longer than its limit is cut.
 
     ``order`` chooses which of the turns under way end together: a function from their number to how many. ``dies``:
-    calls of ``finished`` that raise EngineError instead, counted from 0 over the engine's life.
+    calls of ``finished`` that raise EngineError instead, counted from 0 over the engine's life. ``room``: turns under
+    way beyond which memory runs out.
     """
 
-    def __init__(self, tokenizer, script, context_length=400, order=lambda count: count, dies=()):
+    def __init__(self, tokenizer, script, context_length=400, order=lambda count: count, dies=(), room=999):
         self.tokenizer, self.script, self.context_length = tokenizer, script, context_length
-        self.order, self.dies = order, set(dies)
+        self.order, self.dies, self.room = order, set(dies), room
         self.prompts, self.extended, self.opened, self.asked = [], [], [], 0
         self.released, self.most = set(), 0
 
@@ -101,6 +102,8 @@ class ScriptedEngine:
         self.asked += 1
         if self.asked - 1 in self.dies:
             raise EngineError("the engine died")
+        if len(self.queue) > self.room:
+            raise EngineMemoryError(f"out of memory with {len(self.queue)} rows")
         count = max(1, self.order(len(self.queue)))
         ended, self.queue = self.queue[:count], self.queue[count:]
         return [(row, self._turn(row, limit)) for row, limit in ended]

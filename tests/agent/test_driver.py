@@ -19,10 +19,10 @@ SEARCH, ANSWER = "<think> w1 </think> <tool_call> w0 w9 </tool_call>", "<think> 
 OTHER = "<tool_call> w8 </tool_call>"
 
 
-def agent_saying(fakes, tokenizer, *rows, tool=None, order=lambda count: 1, dies=(), **settings):
+def agent_saying(fakes, tokenizer, *rows, tool=None, order=lambda count: 1, dies=(), room=999, **settings):
     """Rows of turns; the last row is said by all further ones."""
     script = [[tokenizer(turn)["input_ids"] for turn in turns] for turns in rows]
-    engine = fakes.ScriptedEngine(tokenizer, script, order=order, dies=dies)
+    engine = fakes.ScriptedEngine(tokenizer, script, order=order, dies=dies, room=room)
     return SearchAgent(engine, tool or fakes.ListTool(), **{"dialect": "hiexp_compact", **settings})
 
 
@@ -270,3 +270,23 @@ def test_deaths_change_nothing_but_their_count(fakes, word_tokenizer, dies, orde
     assert len(agent.engine.opened) == 1 + died
     assert max(rollout.engine_restarts for rollout in rollouts) <= died
     assert replace(agent, engine_retries=0).engine_retries == 0
+
+
+@pytest.mark.filterwarnings("ignore:out of memory")
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(room=st.integers(1, 5), order=st.integers(1, 4), batch_rows=st.integers(1, 6))
+def test_fewer_conversations_are_in_flight_after_memory_ran_out(fakes, word_tokenizer, room, order, batch_rows):
+    make = {"max_turns": 3, "batch_rows": batch_rows, "order": lambda count: order}
+    whole = agent_saying(fakes, word_tokenizer, [SEARCH], **make).run(QUESTIONS, seeds=range(6))
+    agent = agent_saying(fakes, word_tokenizer, [SEARCH], room=room, engine_retries=0, **make)
+    assert plain(agent.run(QUESTIONS, seeds=range(6))) == plain(whole)
+
+
+def test_memory_that_ran_out_is_told_and_one_conversation_must_fit(fakes, word_tokenizer):
+    agent = agent_saying(fakes, word_tokenizer, [ANSWER], room=2)
+    with pytest.warns(RuntimeWarning, match="out of memory with 6 rows; going on with 3 instead of 6") as told:
+        agent.run(QUESTIONS, seeds=range(6))
+    assert len(told) == 2  # 6, 3, 1
+    agent = agent_saying(fakes, word_tokenizer, [ANSWER], room=0, engine_retries=2)
+    with pytest.raises(EngineError, match=r"rollout q0/0/0: out of memory with 1 rows \(3 times\)"):
+        agent.run(QUESTIONS[:1], seeds=[0])

@@ -54,6 +54,21 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     return write_run(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="session")
+def hek_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Experience for the miniature: an E1 and an E2 entry."""
+    from hiexp.experience.record import Experience
+    from hiexp.experience.store import HEK
+
+    path = tmp_path_factory.mktemp("hek") / "hek.sqlite"
+    with HEK.create(path, encoder="hashing:64") as hek:
+        hek.add([
+            Experience(level="E1", title="colour of sky ?", description="look for is , not of", qa_groups=("other",)),
+            Experience(level="E2", title="colour of things", description="look for is", qa_groups=("other", "another")),
+        ])  # fmt: skip
+    return path
+
+
 def write_run(root: Path, hidden_size: int = 32) -> TinyRun:
     """The miniature's files in ``root``."""
     colour = dict(zip(THINGS, COLOURS * 2, strict=True))

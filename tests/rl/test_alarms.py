@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
 from hiexp.report.runs import load_runs
 from hiexp.rl import commands
-from hiexp.rl.alarms import Alarm, AlarmError, AlarmLog, raised, read_alarms
+from hiexp.rl.alarms import Alarm, AlarmError, AlarmLog, blind, raised, read_alarms
 from hiexp.rl.config import ALARMS, AlarmConfig, TrainConfig
 from hiexp.rl.metrics import read_metrics
 from hiexp.rl.reward import TaskBatch
@@ -126,3 +128,29 @@ def test_nan_rewards_raise_the_alarm(tiny_run, tmp_path):
     config = tiny_run.config(tmp_path / "run", algorithm={"nan_reward": "zero"}, run={"steps": 1})
     GRPOTrainer(TrainConfig.from_dict(config), task=NanTask()).train()
     assert "nan_reward" in [alarm.name for alarm in read_alarms(tmp_path / "run")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({}, []),
+        ({"algorithm": {"kl_coef": 0.0}}, ["kl"]),
+        ({"algorithm": {"kl_coef": 0.0, "minibatches": 2}}, []),
+        ({"algorithm": {"kl_coef": 0.0, "old_logprobs": "engine"}}, []),
+        ({"algorithm": {"kl_coef": 0.0}, "rollout": {"staleness": 1}}, ["mismatch"]),
+        ({"algorithm": {"kl_coef": 0.0, "importance_cap": 2.0}, "rollout": {"staleness": 1}}, ["kl", "mismatch"]),
+    ],
+)
+def test_alarms_that_can_never_ring_are_told(settings, names):
+    told = blind(TrainConfig.from_dict(settings))
+    assert [sentence.split()[1] for sentence in told] == names
+    assert all("has nothing to look at" in sentence for sentence in told)
+
+
+def test_a_full_disk_names_the_log(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"make room and run the same command again.*alarms.jsonl'"):
+        AlarmLog(tmp_path, CONFIG).check(rows_of({"kl_ref": 9.0}))

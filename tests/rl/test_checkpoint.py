@@ -11,6 +11,7 @@ import sys
 import pytest
 from safetensors import SafetensorError
 
+from hiexp.io import DataError
 from hiexp.rl.checkpoint import CheckpointError, Checkpoints, damage
 
 
@@ -60,11 +61,14 @@ def test_a_damaged_checkpoint_falls_back_with_a_warning(tmp_path, harm):
         assert checkpoints.latest() == (1, tmp_path / "step_000001")
 
 
-def test_all_damaged_is_none(tmp_path):
+def test_all_damaged_is_an_error_that_names_them(tmp_path):
     checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest() is None
     (checkpoints.save(1, writer(b"abc")) / "state.json").unlink()
-    with pytest.warns(UserWarning, match=r"state.json is missing"):
-        assert checkpoints.latest() is None
+    (checkpoints.save(2, writer(b"abc")) / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"step_000002.*manifest.json is.*step_000001.*state.json is missing.*restore"):
+        checkpoints.latest()
+    assert checkpoints.steps() == [1, 2]
 
 
 def full_disk(folder):
@@ -112,6 +116,7 @@ def test_a_file_size_limit_of_the_system(tmp_path):
     """A real failing write instead of a simulated one, in a process of its own because the limit cannot be lifted."""
     code = f"""
 import resource, torch
+from hiexp.io import DataError
 from hiexp.rl.checkpoint import CheckpointError, Checkpoints
 checkpoints = Checkpoints({str(tmp_path)!r})
 checkpoints.save(1, lambda folder: torch.save(torch.zeros(10), folder / "optimizer.pt"))

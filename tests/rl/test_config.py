@@ -133,3 +133,12 @@ def test_stored_settings_that_differ_or_are_gone_are_named():
 def test_reading_a_config_imports_no_torch():
     code = "import sys, hiexp.rl.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_cap_below_one_is_refused_where_it_would_mask_everything():
+    settings = {"importance_mode": "geometric_mask", "importance_cap": 0.9}
+    with pytest.raises(
+        ValueError, match=r"algorithm.importance_cap: expected at least 1 with 'geometric_mask'.* got 0.9"
+    ):
+        TrainConfig.from_dict({"algorithm": settings})
+    TrainConfig.from_dict({"algorithm": settings | {"importance_cap": 1.0}})

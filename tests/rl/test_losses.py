@@ -216,3 +216,41 @@ def test_the_page_s_example_runs(updated, ragged, tmp_path):
     assert any(key.startswith("loss/") for key in metrics)
     for kind in BUILT_IN:
         assert f"`{kind}`" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"kind": "grpo"}, (0.2, 0.2)),
+        ({"kind": "dr_grpo"}, (0.2, 0.2)),
+        ({"kind": "rloo"}, (0.2, 0.2)),
+        ({"kind": "dapo"}, (0.2, 0.28)),
+        ({"kind": "gspo"}, (3e-4, 4e-4)),
+        ({"kind": "cispo"}, (1.0, 4.0)),
+        ({"kind": "gspo", "clip_high": 0.1}, (3e-4, 0.1)),
+        # As before the kinds had ranges of their own.
+        ({"kind": "grpo", "clip_low": 0.3}, (0.3, 0.3)),
+        ({"kind": "dapo", "clip_low": 0.1}, (0.1, 0.28)),
+        ({"kind": "gspo", "clip_low": 0.2}, (0.2, 0.2)),
+        ({"kind": "cispo", "clip_low": 0.2, "clip_high": 0.4}, (0.2, 0.4)),
+    ],
+)
+def test_each_kind_has_its_clip_range(settings, expected):
+    assert TrainConfig.from_dict({"algorithm": settings}).algorithm.clip_range == expected
+
+
+def test_the_range_of_a_registered_loss():
+    register("narrow", clip=(0.01, 0.02))(own_grpo)
+    assert TrainConfig.from_dict({"algorithm": {"kind": "narrow"}}).algorithm.clip_range == (0.01, 0.02)
+
+
+def test_the_update_clips_at_the_kinds_own_range(updated, ragged):
+    """Two updates on the same rollouts: in the second the mean ratios have left gspo's range, none has left 0.2."""
+    advantages = np.random.default_rng(1).normal(size=7)
+    several = {"epochs": 2, "lr": 1e-5}
+    *_, own = updated(ragged(), advantages, kind="gspo", **several)
+    *_, wide = updated(ragged(), advantages, kind="gspo", clip_low=0.2, **several)
+    assert own["clip_fraction"] > 0 == wide["clip_fraction"]
+    *_, cispo = updated(ragged(), advantages, kind="cispo", **several)
+    *_, token = updated(ragged(), advantages, kind="cispo", clip_low=1e-4, **several)
+    assert cispo["clip_fraction"] == 0 < token["clip_fraction"]

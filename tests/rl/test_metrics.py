@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -140,3 +141,21 @@ def test_malformed_line_inside_the_log_names_file_and_line(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step":\n{"step": 3}\n')
     with pytest.raises(DataError, match=r"metrics\.jsonl:2: not valid JSON"):
         read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_a_full_disk_names_the_log_and_a_half_written_line_is_dropped_on_resume(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path, resume_step=0)
+    log.append({"step": 1})
+
+    def full(descriptor):
+        log.path.write_bytes(log.path.read_bytes()[:-9])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"make room and run the same command again.*metrics.jsonl'"):
+            log.append({"step": 2})
+    again = MetricsLog(tmp_path, resume_step=1)
+    assert [row["step"] for row in again.rows] == [1]
+    again.append({"step": 2})
+    assert [row["step"] for row in read_metrics(log.path)] == [1, 2]

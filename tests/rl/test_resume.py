@@ -12,11 +12,13 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
+from hiexp.io import DataError, read_jsonl
 from hiexp.rl.checkpoint import Checkpoints
 from hiexp.rl.config import TrainConfig
 from hiexp.rl.metrics import TIME_KEYS, read_metrics
@@ -27,32 +29,53 @@ WORKER = str(Path(__file__).with_name("resume_worker.py"))
 KILLED = -9
 
 
-def start(config, kill_at_flush=None, kill_at_event=None):
+def start(config, kill_at_flush=None, events=None):
     # A fork server has torch loaded, so a run starts in a tenth of a second instead of several.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hiexp.rl.trainer", "hiexp.agent.bm25"])
-    names = {"CONFIG": config, "KILL_AT_FLUSH": kill_at_flush, "KILL_AT_EVENT": kill_at_event}
+    names = {"CONFIG": config, "KILL_AT_FLUSH": kill_at_flush, "EVENTS": events}
     process = context.Process(target=runpy.run_path, args=(WORKER, names))
     process.start()
     return process
 
 
-def finish(config, kill_at_flush=None, kill_at_event=None):
-    process = start(config, kill_at_flush, kill_at_event)
+def finish(config, kill_at_flush=None, events=None):
+    process = start(config, kill_at_flush, events)
     process.join(120)
     return process.exitcode
+
+
+def timeless(value):
+    """``value`` of parsed JSON without what the clock decides and the hashes of files that hold such things."""
+    if isinstance(value, list):
+        return [timeless(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: timeless(one)
+        for key, one in value.items()
+        if key not in TIME_KEYS and key != "seconds" and not key.startswith("ahead/")
+    }
 
 
 def contents(run_dir):
     """Everything of a run that config and seed decide."""
     run_dir = Path(run_dir)
-    rows = [{key: row[key] for key in row if key not in TIME_KEYS} for row in read_metrics(run_dir / "metrics.jsonl")]
+    rows = timeless(read_metrics(run_dir / "metrics.jsonl"))
     files = {
         str(path.relative_to(run_dir)): path.read_bytes()
-        for pattern in ("checkpoints/*/model/*", "checkpoints/*/*.json", "checkpoints/*/*.pt", "eval/*", "tokenizer/*")
+        for pattern in ("checkpoints/*/model/*", "checkpoints/*/*.pt", "eval/*", "tokenizer/*")
         for path in sorted(run_dir.glob(pattern))
     }
-    rollouts = sorted(path.name for path in (run_dir / "rollouts").iterdir())
+    files |= {
+        str(path.relative_to(run_dir)): timeless(json.loads(path.read_text()))
+        for path in run_dir.glob("checkpoints/*/*.json")
+    }
+    rollouts = {
+        str(path.relative_to(run_dir)): [timeless(row) for _, row in read_jsonl(path)]
+        for pattern in ("rollouts/*", "checkpoints/*/ahead/*")
+        for path in run_dir.glob(pattern)
+    }
     return rows, files, rollouts
 
 
@@ -95,26 +118,44 @@ def test_killed_at_flushes_and_continued(tiny_run, tmp_path, untouched):
     assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
-def test_killed_at_fifty_random_places_and_continued(tiny_run, tmp_path):
-    """While it starts, acts, learns and writes, and in particular inside the writing of a checkpoint."""
+def small_config(tiny_run, run_dir, **stages):
+    """Two steps of two questions, with as few events as a run can have."""
     small = {"steps": 2, "checkpoint_every": 1, "questions_per_step": 2}
-    stages = {"run": small, "rollout": {"group_size": 3}, "evaluation": {"questions": 0}}
-    assert finish(tiny_run.config(tmp_path / "untouched", **stages)) == 0
-    expected = contents(tmp_path / "untouched")
-    places, kills, runs = random.Random(0), {"train": 0, "save": 0}, 0
-    while sum(kills.values()) < 50:
+    return tiny_run.config(
+        run_dir, run=small, evaluation={"questions": 0}, rollout={"group_size": 3} | stages.pop("rollout", {}), **stages
+    )
+
+
+@pytest.mark.parametrize(("ahead", "times"), [(False, 30), (True, 20)])
+def test_killed_at_fifty_random_places_and_continued(tiny_run, tmp_path, hek_path, ahead, times):
+    """While it starts, acts, learns and writes; also with experience in half of each group and rollouts ahead."""
+    stages = {}
+    if ahead:
+        experience = {"hek": str(hek_path), "experience_share": 0.5, "e1_threshold": -1.0}
+        stages = {"experience": experience, "rollout": {"staleness": 1, "group_size": 4, "max_total_tokens": 64}}
+    notes = tmp_path / "events"
+    assert finish(small_config(tiny_run, tmp_path / "untouched", **stages), events=(str(notes), None)) == 0
+    expected, (total,) = contents(tmp_path / "untouched"), map(json.loads, notes.read_text().splitlines())
+    # "start" counts all events; those before the first rollouts are wanted here.
+    total["start"] -= total["train"]
+    notes.write_text("")
+    places, kills, runs = random.Random(0), dict.fromkeys(total, 0), 0
+    while sum(kills.values()) < times:
         runs += 1
-        config = tiny_run.config(tmp_path / f"run{runs}", **stages)
+        config = small_config(tiny_run, tmp_path / f"run{runs}", **stages)
         code = KILLED
         while code == KILLED:
             place = places.choice(list(kills))
-            # From the first rollouts on there are about 120 events, about 50 of them while checkpoints are written.
-            code = finish(config, kill_at_event=(place, places.randrange(120 if place == "train" else 30)))
+            code = finish(config, events=(str(notes), (place, places.randrange(total[place]))))
             kills[place] += code == KILLED
         assert code == 0
         assert contents(tmp_path / f"run{runs}") == expected
         assert not list((tmp_path / f"run{runs}").rglob("*.tmp"))
-    assert min(kills.values()) >= 10
+    assert min(kills.values()) >= 3, kills
+    died_in = Counter(line for line in notes.read_text().splitlines() if line[0] != "{")
+    assert sum(died_in.values()) == sum(kills.values())
+    acting = sum(count for event, count in died_in.items() if event.startswith(("SearchAgent", "Transformers")))
+    assert acting >= 3, died_in
 
 
 def test_continues_from_the_checkpoint_before_a_damaged_one(tiny_run, tmp_path, untouched):
@@ -130,24 +171,81 @@ def test_continues_from_the_checkpoint_before_a_damaged_one(tiny_run, tmp_path, 
     assert contents(tmp_path / "run") == untouched
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_ends_the_run_behind_a_checkpoint(tiny_run, tmp_path, untouched, number):
+def test_a_run_whose_checkpoints_are_all_damaged_keeps_what_it_has(tiny_run, tmp_path):
+    config = TrainConfig.from_dict(tiny_run.config(tmp_path / "run", run={"steps": 1}))
+    GRPOTrainer(config).train()
+    (tmp_path / "run" / "checkpoints" / "step_000001" / "optimizer.pt").unlink()
+    before = contents(tmp_path / "run")
+    with pytest.raises(
+        DataError, match=r"step_000001: damaged checkpoint \(optimizer.pt is missing\).*another run.dir"
+    ):
+        GRPOTrainer(config).train()
+    assert contents(tmp_path / "run") == before
+    assert len(before[0]) == len(before[2]) == 1
+
+
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 2), (signal.SIGTERM, 4)])
+def test_a_signal_ends_the_run_behind_a_checkpoint(tiny_run, tmp_path, untouched, number, step):
     config = killed_config(tiny_run, tmp_path)
     trainer = GRPOTrainer(TrainConfig.from_dict(config))
 
     def listen(kind, row):
-        if kind == "step" and row["step"] == 1:
+        if kind == "step" and row["step"] == step:
             os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)
-    with pytest.raises(Preempted, match="after step 1, which is checkpointed") as stop:
+    with pytest.raises(Preempted, match=f"after step {step}, which is checkpointed") as stop:
         trainer.train(listen)
-    assert stop.value.step == 1
+    assert stop.value.step == step
     assert signal.getsignal(number) == before
+    run = tmp_path / "run"
     # checkpoint_every is 2: the one of step 1 is there because of the signal.
-    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [1]
+    assert Checkpoints(run / "checkpoints").steps()[-1] == step
+    # No time for the evaluation that is due at 2 and 4: it is made when the run goes on.
+    assert not (run / "eval" / f"step_{step:06d}.json").exists()
     assert GRPOTrainer(TrainConfig.from_dict(config)).train()["step"] == 4
-    assert contents(tmp_path / "run")[0] == untouched[0]
+    if step == 1:
+        assert contents(run)[0] == untouched[0]
+    else:
+        assert contents(run) == untouched
+
+
+@pytest.mark.parametrize("during", [False, True])
+def test_a_signal_before_the_first_step(tiny_run, tmp_path, monkeypatch, during):
+    """Before the first evaluation none is made; one under way is finished, and no step is begun."""
+    config = TrainConfig.from_dict(killed_config(tiny_run, tmp_path))
+    trainer = GRPOTrainer(config)
+    owner, name = (trainer, "evaluate") if during else (trainer, "_resume")
+    wrapped = getattr(owner, name)
+
+    def asked(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return wrapped(*args)
+
+    monkeypatch.setattr(owner, name, asked)
+    with pytest.raises(Preempted, match="stopped by a signal before the first step; run the same"):
+        trainer.train()
+    assert (tmp_path / "run" / "eval" / "step_000000.json").exists() == during
+    assert not Checkpoints(tmp_path / "run" / "checkpoints").steps()
+
+
+def test_the_best_evaluation_has_a_checkpoint(tiny_run, tmp_path, monkeypatch):
+    """Also between the steps of checkpoint_every; it stays while later ones come and go."""
+    stages = {"run": {"steps": 6, "checkpoint_every": 6, "keep_last": 1}, "evaluation": {"every": 1}}
+    trainer = GRPOTrainer(TrainConfig.from_dict(tiny_run.config(tmp_path / "run", **stages)))
+    scores, written = [0.9, 0.1, 0.5, 0.5, 0.7, 0.6, 0.2], []
+    save = trainer.checkpoints.save
+    monkeypatch.setattr(
+        trainer, "evaluate", lambda step: {"step": step, "without_hek": {"reward": scores[step]}, "with_hek": None}
+    )
+    monkeypatch.setattr(
+        trainer.checkpoints, "save", lambda step, *rest: (written.append((step, rest[1])), save(step, *rest))
+    )
+    trainer.train()
+    # Not at 3, an equal, and 5; step 0 has no checkpoint: that is the starting model.
+    assert written == [(1, 0.1), (2, 0.5), (4, 0.7), (6, 0.2)]
+    assert trainer.checkpoints.steps() == [4, 6]
+    assert trainer.checkpoints.best() == 4
 
 
 def test_a_second_signal_ends_the_process_at_once():

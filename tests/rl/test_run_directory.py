@@ -68,3 +68,24 @@ def test_a_lock_ends_with_its_block(tmp_path):
     for _ in range(2):
         with directory_lock(tmp_path), pytest.raises(ValueError, match="another process"), directory_lock(tmp_path):
             pass
+
+
+@pytest.mark.parametrize(("kind", "same"), [("grpo", True), ("dapo", True), ("gspo", False), ("cispo", False)])
+def test_a_run_from_before_the_kinds_had_clip_ranges_keeps_its_own(tmp_path, kind, same):
+    """Its file says 0.2: the same for grpo, another range for gspo."""
+    algorithm = {"kind": kind, "clip_low": 0.2}
+    settings = {"algorithm": algorithm, "run": {"dir": str(tmp_path / "run")}}
+    with RunDirectory(TrainConfig.from_dict(settings)).locked():
+        pass
+    RunDirectory(TrainConfig.from_dict(settings))
+    del algorithm["clip_low"]
+    if same:
+        with RunDirectory(TrainConfig.from_dict(settings)).locked():
+            pass
+        assert not (tmp_path / "run" / "config.changes.jsonl").exists()
+    else:
+        with pytest.raises(ValueError, match=r"another config \(algorithm.clip_low: 0.2 -> None\); restore"):
+            RunDirectory(TrainConfig.from_dict(settings))
+    algorithm["clip_low"] = 0.1
+    with pytest.raises(ValueError, match=r"algorithm.clip_low: .* -> 0.1"):
+        RunDirectory(TrainConfig.from_dict(settings))

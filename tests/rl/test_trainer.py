@@ -167,17 +167,6 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tiny_run):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-@pytest.fixture(scope="module")
-def hek_path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("hek") / "hek.sqlite"
-    with HEK.create(path, encoder="hashing:64") as hek:
-        hek.add([
-            Experience(level="E1", title="colour of sky ?", description="look for is , not of", qa_groups=("other",)),
-            Experience(level="E2", title="colour of things", description="look for is", qa_groups=("other", "another")),
-        ])  # fmt: skip
-    return path
-
-
 def test_a_run_with_experience_in_half_of_each_group(tiny_run, tmp_path, hek_path):
     config = TrainConfig.from_dict(
         tiny_run.config(
@@ -214,7 +203,8 @@ def test_a_run_with_experience_in_half_of_each_group(tiny_run, tmp_path, hek_pat
         assert {"em", "f1", "cem", "reward", "n", "searches_per_answer"} <= set(evaluation[arm])
         assert evaluation[arm]["n"] == 4
     assert sorted(path.name for path in run.iterdir()) == [
-        ".lock", "checkpoints", "config.resolved.yaml", "eval", "metrics.jsonl", "rollouts", "snapshot", "tokenizer",
+        ".lock", "checkpoints", "config.resolved.yaml", "eval", "inputs.json", "metrics.jsonl", "rollouts", "snapshot",
+        "tokenizer",
     ]  # fmt: skip
     saved = run / "checkpoints" / "step_000003" / "model"
     model, _ = load_policy(TrainConfig.from_dict({"model": {"path": str(saved), "device": "cpu"}}).model)

@@ -193,3 +193,65 @@ def test_a_run_with_everything_on_equals_itself_continued(tiny_run, tmp_path):
     assert all(row["kl_penalty"] is not None and row["overlong_penalty"] > 0 for row in first)
     for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_step_that_trains_nothing_is_observed(updated, ragged):
+    """As the update would have measured its rollouts; no gradient is left behind."""
+    rollouts, kept = near(updated, ragged()), []
+    *_, trained = updated(
+        rollouts, ADVANTAGES, prepare=lambda update: kept.append((update, update.observe(rollouts, 1)))
+    )
+    seen = kept[0][1]
+    assert seen.keys() == {"entropy", "kl_ref", *(f"engine_mismatch{end}" for end in ("", "_max", "_share"))}
+    assert seen == pytest.approx({key: trained[key] for key in seen}, rel=1e-4)
+    assert all(weight.grad is None for weight in kept[0][0].scorer.parameters())
+    many = [rollouts[i % 7] for i in range(40)]
+    assert kept[0][0].observe(many, 2)["entropy"] > 0
+    assert kept[0][0].observe([], 3) == {}
+
+
+def test_a_collapsed_policy_does_not_blind_the_entropy_alarm(tiny_run, tmp_path):
+    """All answers are worth the same, so no group has variance and nothing is trained."""
+
+    class Indifferent:
+        def training(self, step, count):
+            return TaskBatch([Question(f"q{step}{i}", "colour of sky ?", ("red",)) for i in range(count)])
+
+        def evaluation(self):
+            return []
+
+        def score(self, question, answer):
+            return {"em": 0.0}
+
+    settings = tiny_run.config(tmp_path / "run", run={"steps": 1}, task={"malformed_reward": 0.0})
+    row = GRPOTrainer(TrainConfig.from_dict(settings), task=Indifferent()).train()
+    assert row["zero_variance_share"] == 1.0
+    assert row["trained_tokens"] is None
+    assert row["entropy"] > 0.1
+    assert row["engine_mismatch"] < 1e-4
+    assert row["kl_ref"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["token_truncate", "token_mask"])
+def test_weights_that_were_cut_are_counted_in_every_mode(updated, ragged, mode):
+    rollouts = near(updated, ragged())
+    *_, off = updated(rollouts, ADVANTAGES)
+    assert "importance_cut" not in off
+    *_, metrics = updated(rollouts, ADVANTAGES, importance_cap=1.1, importance_mode=mode)
+    kept = []
+    updated(rollouts, ADVANTAGES, prepare=lambda update: kept.append(update.score(rollouts, range(7), 1, whole=True)))
+    gaps = torch.cat([kept[0].old[i].double() - engine_of(rollouts[i]) for i in range(7)])
+    assert 0 < metrics["importance_cut"] < 1
+    assert metrics["importance_cut"] == pytest.approx(float((gaps.exp() > 1.1).double().mean()))
+
+
+def test_an_optimiser_out_of_memory_says_what_helps(updated, ragged):
+    def prepare(update):
+        def full():
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 9 bytes")
+
+        update.optimizer.step = full
+
+    with pytest.raises(MemoryError, match=r"step 1, optimiser: out of memory .*model.lora_rank.*same command") as found:
+        updated(ragged(), ADVANTAGES, prepare=prepare)
+    assert "micro-batch" not in str(found.value)
