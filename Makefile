@@ -16,7 +16,7 @@ STRICT := -C cmake.define.HIEXP_WERROR=ON
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(wildcard csrc/*.* csrc/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types format kernels sanitize package-check vllm-env vllm-test bench gpu-check clean
+.PHONY: help quickstart test lint types format kernels sanitize package-check vllm-env vllm-test zero-env zero-test bench gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -76,6 +76,20 @@ vllm-test: vllm-env ## the tests that run a real vLLM, in process and as a serve
 	$(VLLM_VENV)/bin/python -m pytest tests/vllm/test_engine_vllm.py tests/vllm/test_weight_sync.py
 	$(VLLM_VENV)/bin/python -m pytest tests/vllm/test_training.py
 	$(VLLM_VENV)/bin/python -m pytest tests/vllm/test_server.py
+
+# Apart from the environment: where DeepSpeed is installed, every process of accelerate imports it.
+build/deepspeed/.installed: $(VENV)/.dev
+	rm -rf build/deepspeed && mkdir -p build/deepspeed
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_FLAGS) --target build/deepspeed \
+	  hjson==3.1.0 py-cpuinfo==9.0.0 msgpack==1.2.4 einops==0.8.2 ninja==1.13.2
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu PYTHONPATH=build/deepspeed $(BIN)/python -m pip install -q --disable-pip-version-check \
+	  $(PIP_FLAGS) --no-deps --no-build-isolation --target build/deepspeed --upgrade deepspeed==0.19.8
+	@touch $@
+
+zero-env: build/deepspeed/.installed ## DeepSpeed, built for CPUs, in build/deepspeed
+
+zero-test: zero-env ## the tests that run DeepSpeed ZeRO in two processes
+	OMP_NUM_THREADS=1 PYTHONPATH=build/deepspeed $(BIN)/python -m pytest tests/rl/test_zero.py tests/rl/test_distributed.py -k "zero or ZERO"
 
 bench: $(VENV)/.dev ## run the benchmark suites
 	$(BIN)/python -m pytest benchmarks --benchmark-group-by=param
