@@ -351,8 +351,8 @@ class PolicyUpdate:
             # Parameters may be half changed, and smaller micro-batches would not help: the checkpoint is what is left.
             raise MemoryError(
                 f"step {step}, optimiser: out of memory ({reason}). Its moments take twice the memory of the "
-                "trained weights: train an adapter (model.lora_rank), use more processes (docs/distributed.md), or free "
-                "memory on this device; the same command continues"
+                "trained weights: train an adapter (model.lora_rank), use more processes (docs/distributed.md), or "
+                "free memory on this device; the same command continues"
             ) from error
 
     def _backward(self, job: _Job, batches: Sequence[MicroBatch]) -> tuple[float, Totals]:
