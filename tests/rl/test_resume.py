@@ -277,7 +277,7 @@ def test_a_finished_run_is_left_alone(tiny_run, tmp_path):
 
 def test_two_processes_cannot_train_in_one_directory(tiny_run, tmp_path):
     trainer = GRPOTrainer(TrainConfig.from_dict(tiny_run.config(tmp_path / "run", run={"steps": 1})))
-    with trainer.directory.locked(), pytest.raises(ValueError, match="another process is training"):
+    with trainer.directory.locked(), pytest.raises(ValueError, match="another process is at work"):
         trainer.train()
 
 
