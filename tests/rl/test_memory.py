@@ -32,7 +32,7 @@ def test_what_counts_as_out_of_memory(error, expected):
 
 def short_of_memory(update, most_rollouts, fails, after_backward=False):
     """Lets forward passes with more than ``most_rollouts`` rollouts fail; ``fails`` counts them."""
-    forward, backward = update.scorer.forward, update.accelerator.backward
+    forward, backward = update.scorer.forward, update._gradients.backward
 
     def failing(batch, loss=None):
         result = forward(batch, loss)
@@ -48,17 +48,7 @@ def short_of_memory(update, most_rollouts, fails, after_backward=False):
             raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes")
 
     update.scorer.forward = failing
-    update.accelerator = Wrapped(update.accelerator, failing_backward)
-
-
-class Wrapped:
-    """An accelerator with another backward."""
-
-    def __init__(self, accelerator, backward):
-        self._accelerator, self.backward = accelerator, backward
-
-    def __getattr__(self, name):
-        return getattr(self._accelerator, name)
+    update._gradients.backward = failing_backward
 
 
 @pytest.mark.parametrize("several", [{}, {"epochs": 2, "minibatches": 2, "max_grad_norm": 1.0}])
