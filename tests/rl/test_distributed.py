@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import runpy
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,15 +26,18 @@ WORKER = str(Path(__file__).with_name("rank_worker.py"))
 FULL = {"kl_coef": 0.1, "epochs": 2, "minibatches": 2, "tokens_per_microbatch": 120}
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def launch(config, size, folder, **names):
     """Exit codes of ``size`` ranks."""
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hiexp.rl.trainer", "hiexp.agent.bm25"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
+    port, processes = free_port(), []
     for rank in range(size):
         values = {"CONFIG": config, "RANK": rank, "SIZE": size, "PORT": port, "FOLDER": str(folder), **names}
         processes.append(context.Process(target=runpy.run_path, args=(WORKER, values)))
@@ -98,6 +104,26 @@ def test_two_processes_train_what_one_trains(one, two):
     assert len(metrics(one)) == 2
     assert_same_training(two, one)
     assert torch.load(two / "row_rank0.pt") == torch.load(two / "row_rank1.pt")
+
+
+def test_two_machines_on_loopback_train_what_one_process_trains(tiny_run, tmp_path, one):
+    """The command of docs/distributed.md, once as each machine."""
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(training(tiny_run, tmp_path)))
+    settings = Path(__file__).parents[2] / "configs" / "accelerate" / "ddp_2cpu.yaml"
+    machines = [
+        subprocess.Popen(
+            [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(settings), "--num_machines", "2",
+             "--num_processes", "2", "--machine_rank", str(rank), "--main_process_ip", "127.0.0.1",
+             "--main_process_port", str(port), "-m", "hiexp.cli", "train", str(config)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for port in [free_port()] for rank in (0, 1)
+    ]  # fmt: skip
+    said = [machine.communicate(timeout=200)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    for row, other in zip(metrics(tmp_path), metrics(one), strict=True):
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-6)
 
 
 def test_a_rank_that_raises_stops_all_with_its_reason(tiny_run, tmp_path, two):
