@@ -23,7 +23,7 @@ def measure(engine, args):
     from hiexp.agent.engine import Sampling
     from hiexp.rl.act import rollout_seed
     from hiexp.rl.config import TrainConfig
-    from hiexp.rl.setup import make_task
+    from hiexp.rl.setup import make_task, make_tool
 
     rows = args.questions * args.group
     config = TrainConfig.from_yaml(
@@ -31,7 +31,7 @@ def measure(engine, args):
         [f"rollout.engine={engine}", f"rollout.batch_rows={rows}", "rollout.vllm_cache_gib=2", *args.set],
     )
     begin = time.perf_counter()
-    actor = make_actor(config)
+    actor = make_actor(config, make_tool(config.tool))
     started = time.perf_counter() - begin
     asked = make_task(config.task, config.run.seed).training(1, args.questions).questions
     questions = [question for question in asked for _ in range(args.group)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -50,6 +50,7 @@ class Driver:
         self._flying: dict[int, None] = {}  # those that have and are not over, in the order they began
         self._over: deque[int] = deque()  # those that ended and were not handed out
         self._searching: list[int] = []  # those whose search was not sent yet
+        self._tries: Counter[int] = Counter()  # sessions that died under a conversation
         self._session: Session
         self._row: dict[int, int] = {}  # by conversation
         self._conversation: list[int] = []  # by row
@@ -214,8 +215,9 @@ class Driver:
             rollout = self._conversations[place].rollout
             rollout.engine_restarts += 1
             # Fewer rows are no second try of the same.
-            if rollout.engine_restarts > self.agent.engine_retries and not fewer:
-                raise EngineError(f"rollout {rollout.rollout_id}: {error} ({rollout.engine_restarts} times)") from error
+            self._tries[place] += not fewer
+            if self._tries[place] > self.agent.engine_retries:
+                raise EngineError(f"rollout {rollout.rollout_id}: {error} ({self._tries[place]} times)") from error
         try:
             self._open()
             self._speak([place for place in self._flying if self._conversations[place].query is None])

@@ -115,7 +115,8 @@ class OpenAISession(RemoteSession):
         return token_ids, [float(value) for value in logprobs]
 
     def _wrong(self, expected: str, got: Any) -> ServiceError:
-        return ServiceError(f"{self.engine.server.url}/completions: expected {expected}, got {got!r:.200}")
+        server = self.engine.server
+        return ServiceError(f"{server.url}/completions: expected {expected}, got {server.shown(got)}")
 
 
 def _seed(seed: int, length: int) -> int:

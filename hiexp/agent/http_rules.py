@@ -57,6 +57,11 @@ def start_of(data: bytes, secrets: Iterable[str] = ()) -> str:
     return repr(blot(data[: 16 * _SHOWN].decode("utf-8", "replace"), secrets)[:_SHOWN])
 
 
+def shown(value: object, secrets: Iterable[str] = ()) -> str:
+    """The beginning of what a server sent, for a message; blotted before it is cut."""
+    return blot(repr(value), secrets)[:_SHOWN]
+
+
 def check_url(name: str, url: str) -> urllib.parse.SplitResult:
     """The parts of an http(s) URL, or ValueError."""
     parts = urllib.parse.urlsplit(url)

@@ -8,13 +8,14 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 from hiexp.agent.corpus import is_blank
 from hiexp.agent.http_json import JsonClient
 from hiexp.agent.http_pool import parallel_map
-from hiexp.agent.http_rules import ServiceError, check_url
+from hiexp.agent.http_rules import ServiceError, check_url, shown
 from hiexp.agent.tools import Document
 
 _BATCH = 64  # queries in one request: a long batch is shared among connections
@@ -50,7 +51,7 @@ class HttpTool:
         self.identity = f"http:{url}"
         self.schema = SCHEMAS["/" + path.rsplit("/", 1)[1]]
         self.client = JsonClient(url, timeout_s=timeout_s, retries=retries, connections=connections)
-        self.empty_passages = 0
+        self.empty_passages, self._lock = 0, threading.Lock()
 
     def check(self) -> None:
         """Send one query; ServiceError says why the server cannot be used."""
@@ -73,7 +74,8 @@ class HttpTool:
         else:
             found = self._lists(self.client.post({"queries": queries, "k": top_k}), "answers", len(queries))
         documents = [[self._document(one) for one in passages[:top_k]] for passages in found]
-        self.empty_passages += sum(is_blank(one) for passages in documents for one in passages)
+        with self._lock:
+            self.empty_passages += sum(is_blank(one) for passages in documents for one in passages)
         return [[one for one in passages if not is_blank(one)] for passages in documents]
 
     def _lists(self, reply: Any, key: str, count: int) -> list[list[Any]]:
@@ -89,7 +91,7 @@ class HttpTool:
         inner = passage.get("document", passage) if isinstance(passage, dict) else passage
         contents = inner.get("contents", inner.get("text")) if isinstance(inner, dict) else inner
         if not isinstance(contents, str):
-            raise ServiceError(f"{self.url}: expected passages with a string as contents, got {passage!r:.120}")
+            raise ServiceError(f"{self.url}: expected passages with a string as contents, got {shown(passage)}")
         title, _, text = contents.partition("\n")
         if not text:
             title, text = "", contents

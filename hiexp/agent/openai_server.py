@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from hiexp.agent.http_json import post_json
-from hiexp.agent.http_rules import RefusedError, ServiceError, check_url
+from hiexp.agent.http_rules import RefusedError, ServiceError, check_url, shown
 
 _COUNTS = ("prompt_tokens", "completion_tokens")
 _CHAT = "/chat/completions"
@@ -66,7 +66,7 @@ class OpenAIServer:
         )  # fmt: skip
         choices = reply.get("choices") if isinstance(reply, dict) else None
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise ServiceError(f"{self.url}{path}: expected an answer with choices, got {str(reply)[:200]!r}")
+            raise ServiceError(f"{self.url}{path}: expected an answer with choices, got {self.shown(reply)}")
         self._count(reply.get("usage"))
         choice: dict[str, Any] = choices[0]
         return choice
@@ -94,7 +94,7 @@ class OpenAIServer:
             text = message.get("refusal") or "" if text is None else text
             if isinstance(text, str):
                 return choice, text
-        raise ServiceError(f"{self.url}{_CHAT}: expected a message with text, got {message!r:.200}")
+        raise ServiceError(f"{self.url}{_CHAT}: expected a message with text, got {self.shown(message)}")
 
     def _takes(self, body: Mapping[str, Any]) -> bool:
         """Whether the settings of ``body`` are answered with harmless messages; asked only while nothing else was."""
@@ -110,6 +110,10 @@ class OpenAIServer:
         """The header that carries the key, if there is one."""
         key = os.environ.get(self.key_variable)
         return {"Authorization": f"Bearer {key}"} if key else {}
+
+    def shown(self, value: object) -> str:
+        """The beginning of what this server sent, without its key."""
+        return shown(value, [os.environ.get(self.key_variable) or ""])
 
     def _count(self, usage: Any) -> None:
         with self._lock:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from hiexp.agent.corpus import is_blank
 from hiexp.agent.http_json import JsonClient
 from hiexp.agent.http_pool import parallel_map
-from hiexp.agent.http_rules import ServiceError
+from hiexp.agent.http_rules import ServiceError, shown
 from hiexp.agent.tools import Document
 
 _MAX_RESULTS = 100  # Serper's limit for one call
@@ -117,7 +117,8 @@ class WebTool:
         for document in map(self._document, found):
             documents.setdefault(document.id, document)  # a page twice is one document
         kept = [document for document in documents.values() if not is_blank(document)]
-        self.empty_passages += len(documents) - len(kept)
+        with self._lock:
+            self.empty_passages += len(documents) - len(kept)
         return kept[:top_k]
 
     def _document(self, result: Any) -> Document:
@@ -126,7 +127,7 @@ class WebTool:
         )
         if not values[0] or not all(isinstance(value, str) for value in values):
             wanted = ", ".join(self._provider.fields)
-            raise ServiceError(f"{self.client.url}: expected results with strings {wanted}; got {result!r:.120}")
+            raise ServiceError(f"{self.client.url}: expected results with strings {wanted}; got {shown(result)}")
         return Document(*values)
 
     def _permit(self) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from hiexp.evidence.config import ARMS, UNTRAINED
+from hiexp.evidence.config import ARMS, UNTRAINED, EvidenceConfig
 from hiexp.io import DataError
-from hiexp.rl.config_parse import read_yaml
+from hiexp.rl.config_parse import build, read_yaml
 from hiexp.rl.metrics import read_metrics
 from hiexp.tasks.statistics import t_interval
 
@@ -41,7 +41,8 @@ def collect(out: str | Path) -> dict[str, Any]:
     if not (out / "evidence.yaml").is_file():
         raise DataError(f"{out}: expected a study, made by hiexp evidence --out {out}")
     settings = read_yaml(out / "evidence.yaml", [])
-    steps = int(settings["train"]["run"]["steps"])
+    config = build(EvidenceConfig, settings, str(out / "evidence.yaml"))
+    steps = {name: config.arm_steps(name) for name in ARMS}
     folders = sorted(out.glob("seed_*"), key=lambda path: int(path.name.removeprefix("seed_")))
     rows = {int(folder.name.removeprefix("seed_")): read_seed(folder, steps) for folder in folders}
     arms = [name for name in (UNTRAINED, *ARMS) if any(name in found for found in rows.values())]
@@ -58,7 +59,7 @@ def collect(out: str | Path) -> dict[str, Any]:
         },
         "differences": {name: difference(rows, name, BASELINE) for name in arms if name != BASELINE},
         "stores": {name: _over_seeds({s: f[name] for s, f in stores.items() if name in f}) for name in _STORES},
-        "curves": {name: _curves(out, name, list(rows), steps) for name in arms if name != UNTRAINED},
+        "curves": {name: _curves(out, name, list(rows), steps[name]) for name in arms if name != UNTRAINED},
     }
 
 
@@ -104,13 +105,13 @@ def _over_seeds(rows: Mapping[int, Row]) -> dict[str, Any]:
     return found
 
 
-def read_seed(folder: Path, steps: int) -> dict[str, Row]:
-    """The finished arms of one seed: trained to the last step and tested at least without and with the HEK."""
+def read_seed(folder: Path, steps: Mapping[str, int]) -> dict[str, Row]:
+    """The finished arms of one seed: trained to their last step and tested at least without and with the HEK."""
     found = {}
     for name in (UNTRAINED, *ARMS):
         tests = {path.parent.name: path for path in (folder / "tests" / name).glob("[!.]*/measures.json")}
         training = read_metrics(folder / "arms" / name / "metrics.jsonl")
-        if {"without", "hek"} <= tests.keys() and (name == UNTRAINED or len(training) >= steps):
+        if {"without", "hek"} <= tests.keys() and (name == UNTRAINED or len(training) >= steps[name]):
             row: Row = {} if name == UNTRAINED else training_measures(training)
             for condition, path in sorted(tests.items()):
                 row |= {f"{condition}.{key}": value for key, value in _flat(_read(path)).items()}

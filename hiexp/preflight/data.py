@@ -46,7 +46,8 @@ def read_questions(config: TrainConfig, which: str, checks: list[Check]) -> list
         "" if which == "train" else f", the first {min(len(questions), config.evaluation.questions):,} during the run"
     )
     checks.append(Check(f"task.{which}", "ok", f"{len(questions):,} questions{used}"))
-    checks += [Check(f"task.{which}", "error", problem, MEND) for problem in mismatches(source, split, task.kind)]
+    problems = mismatches(source, split, task.kind)
+    checks += [Check(f"task.{which}", "error", problem, MEND[task.kind]) for problem in problems]
     repeated = repeated_texts(questions)
     if repeated:
         first = " and ".join(repeated[0][:3])

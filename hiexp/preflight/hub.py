@@ -50,12 +50,14 @@ def bounded_hub(config: TrainConfig, checks: list[Check]) -> Iterator[None]:
 
 def hub_names(config: TrainConfig) -> list[str]:
     """What the config names that is no file here: models, encoders and data sets of the hub."""
+    from hiexp.tasks.data_sets import split_label
     from hiexp.tasks.qa import is_hub_source, split_sources
 
     model, task, tool = config.model.path, config.task, config.tool
     found = [model] if is_hub_model(model) and config.rollout.server_api != "chat" else []
     for source in (task.train, task.evaluation):
-        found += [name for name, _ in split_sources(source) if source and is_hub_source(name)]
+        names = [split_label(name)[1] for name, _ in split_sources(source)] if source else []
+        found += [name for name in names if is_hub_source(name)]
     encoder = tool.encoder.removeprefix("st:").partition("?")[0]
     if tool.kind == "dense" and tool.index is not None and encoder != tool.encoder and is_hub_model(encoder):
         found.append(encoder)

@@ -2,9 +2,9 @@
 
 With P parameters of b bytes, the AdamW of torch keeping its two moments in the type of the weights:
 
-    static     weights P b + gradients P b + moments 2 P b + reference P b (kl_coef > 0), all / shards;
-               with an adapter (LoRA of rank r) gradients and moments are of its r (in + out) numbers a layer alone, and
-               the reference is the model without it
+    static     weights P b + gradients P b + moments 2 P b, all / shards; reference P b (kl_coef > 0); with shards a
+               whole copy P b that acts; with an adapter (LoRA of rank r) gradients and moments are of its r (in + out)
+               numbers a layer alone, and the reference is the model without it
     rollouts   KV cache: rows * max_total_tokens * layers * 2 * kv_heads * head_dim * b
                sampling: rows * vocabulary * 24, rows = batch_rows or all rollouts of a step where these are fewer
     update     T = max(tokens_per_microbatch, max_total_tokens) tokens of saved activations, per layer and token
@@ -160,7 +160,7 @@ def estimate(shape: ModelShape, config: TrainConfig, *, device: str, shards: int
     trained = adapter_parameters(shape, rank) * size if rank else weights
     return MemoryEstimate(
         # Sharded training keeps whole copies on every process: one that acts (rl/policy.py), and the reference.
-        weights=weights // shards + (weights if shards > 1 and rows else 0),
+        weights=weights // shards + (weights if shards > 1 else 0),
         gradients=trained // shards,
         moments=2 * trained // shards,
         reference=weights if config.algorithm.kl_coef > 0 and not rank else 0,

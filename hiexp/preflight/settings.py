@@ -54,7 +54,8 @@ def _updates(config: TrainConfig) -> Iterator[Check]:
     algorithm = config.algorithm
     if algorithm.lr == 0:
         yield Check("updates", "warn", "algorithm.lr is 0: nothing is learned", "set a learning rate")
-    if config.rollout.server and algorithm.importance_cap is None and algorithm.old_logprobs != "engine":
+    other = bool(config.rollout.server) or config.rollout.engine == "vllm"
+    if other and algorithm.importance_cap is None and not algorithm.ratio_to_engine(config.rollout.staleness > 0):
         yield Check(
             "updates", "warn", "another engine samples, and algorithm.importance_cap is null", "set importance_cap: 2",
         )  # fmt: skip

@@ -60,6 +60,10 @@ class Checkpoints:
                 shutil.rmtree(final)
             os.replace(temporary, final)
             fsync_directory(self.directory)
+            # Damaged ones that a resume passed over: they must not outlive what was made since.
+            for later in self.steps():
+                if later > step:
+                    self._remove(later)
         # Serialisers report a full disk in their own way: torch by RuntimeError, safetensors by SafetensorError.
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -134,10 +138,12 @@ class Checkpoints:
         keep = {*self.steps()[-self.keep_last :], self.best()}
         for step in self.steps():
             if step not in keep:
-                # Renamed first: a kill while deleting must not leave half a folder under a checkpoint's name.
-                doomed = self.directory / f".{self.path(step).name}.{os.getpid()}.tmp"
-                os.replace(self.path(step), doomed)
+                self._remove(step)
         self.sweep()
+
+    def _remove(self, step: int) -> None:
+        # Renamed first: a kill while deleting must not leave half a folder under a checkpoint's name.
+        os.replace(self.path(step), self.directory / f".{self.path(step).name}.{os.getpid()}.tmp")
 
     def sweep(self) -> None:
         """Remove what killed runs left behind; no checkpoint is touched."""

@@ -148,7 +148,8 @@ class RolloutConfig:
     remote_calls: int = setting(16, at_least=1)
     """Most searches at once of a tool on another machine (``http``); other rollouts go on meanwhile."""
     engine_retries: int = setting(2, at_least=0)
-    """How often a rollout goes on from its tokens after the engine died under it; then the run stops."""
+    """How often a rollout goes on from its tokens after the engine died under it; then the run stops.
+    Going on with fewer rollouts in flight, after memory ran out, does not count."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """What samples where no ``server`` is named; ``vllm`` runs in this process and needs the extra vllm."""
     vllm_cache_gib: float = setting(4.0, above=0.0)

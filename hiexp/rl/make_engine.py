@@ -28,10 +28,10 @@ def make_engine(config: TrainConfig) -> Engine:
         from hiexp.agent.engine_chat import ChatEngine
 
         return ChatEngine(_server(config))
-    from hiexp.rl.model import load_policy, load_tokenizer, model_source, resolve_device
+    from hiexp.rl.model import load_policy, load_tokenizer, model_source, resolve_device, vocabulary_size
 
     if config.rollout.server:
-        return server_engine(config, load_tokenizer(config.model))
+        return server_engine(config, load_tokenizer(config.model), vocabulary_size(config.model))
     if config.rollout.engine == "vllm":
         from hiexp.agent.engine_vllm import VllmEngine
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import hiexp.rl.tiny_policy  # noqa: F401 - makes the quickstart's model known to the auto classes
 from hiexp._extras import require
@@ -63,6 +63,14 @@ def load_tokenizer(config: ModelConfig) -> Any:
         raise
     except Exception as error:
         raise _damaged(source, error) from error
+
+
+def vocabulary_size(config: ModelConfig) -> int:
+    """How many token ids the model knows, which may be more than its tokenizer has; 0 where no model is at hand."""
+    try:
+        return int(AutoConfig.from_pretrained(model_source(config.path)).get_text_config().vocab_size)
+    except (OSError, ValueError, AttributeError):  # a folder with a tokenizer alone
+        return 0
 
 
 def model_source(path: str) -> str:

@@ -68,7 +68,7 @@ def make_task(config: TaskConfig, seed: int) -> QuestionTask:
     evaluation = load_questions(config.evaluation, config.evaluation_split) if config.evaluation else []
     for source, split in ((config.train, config.train_split), (config.evaluation, config.evaluation_split)):
         if source and (problems := mismatches(source, split, config.kind)):
-            raise ValueError(f"{problems[0]}; {MEND}")
+            raise ValueError(f"{problems[0]}; {MEND[config.kind]}")
     scorer = make_scorer("math" if config.kind == "maths" else config.scorer)
     return QuestionTask(training, evaluation, scorer, seed)
 

@@ -226,10 +226,13 @@ class GRPOTrainer:
         self._source.updated(step)
         end = time.perf_counter()
         seen = acted if acted.sampled is None else acted.sampled
+        # Rollouts of later steps are made meanwhile: what the tool counts belongs to no step.
+        unknown = dict.fromkeys(("tool_retries", "empty_passages")) if self.config.rollout.staleness > 0 else {}
         return {
             "step": step, **reward_metrics(seen.rewards, seen.groups, seen.with_experience), **metrics,
             **rollout_metrics(seen.rollouts, seen.with_experience), **snapshot_metrics(self.snapshot),
-            **counts.read(), **acted.metrics, "staleness": acted.staleness, **peak_memory(self.accelerator.device),
+            **counts.read(), **unknown, **acted.metrics, "staleness": acted.staleness,
+            **peak_memory(self.accelerator.device),
             **acted.seconds, **self._update.clock.take(), "seconds_update": end - learning, "seconds_step": end - begin,
         }  # fmt: skip
 

@@ -300,7 +300,8 @@ class PolicyUpdate:
         if chosen:
             for part in self.ranks.gather(self._look(work, rollouts, chosen, f"step {step}, observing")):
                 totals.merge(part)
-        return totals.metrics()
+        retries, self.budget.retries = self.budget.retries, 0
+        return {**totals.metrics(), "oom_retries": retries}
 
     @torch.no_grad()
     def _look(self, work: Any, rollouts: Sequence[Rollout], indices: Sequence[int], what: str) -> Any:

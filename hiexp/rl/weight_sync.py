@@ -150,9 +150,13 @@ class ServerReplica:
     def _score(self, sequence: Sequence[int]) -> list[float]:
         body = {"prompt": list(sequence), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
         given = self.server.post("/completions", body).get("prompt_logprobs")
-        if not isinstance(given, list) or len(given) != len(sequence):
-            raise ServiceError(f"{self.server.url}/completions: expected prompt_logprobs, got {given!r:.200}")
-        return [float(place[str(token)]["logprob"]) for token, place in zip(sequence[1:], given[1:], strict=True)]
+        try:
+            places = zip(sequence, given or [], strict=True)
+            return [float(place[str(token)]["logprob"]) for token, place in list(places)[1:]]
+        except (KeyError, TypeError, ValueError) as error:
+            expected = f"prompt_logprobs of the {len(sequence)} tokens sent"
+            got = self.server.shown(given)
+            raise ServiceError(f"{self.server.url}/completions: expected {expected}, got {got}") from error
 
     def _post(self, path: str, body: Mapping[str, Any]) -> Any:
         try:

@@ -14,7 +14,11 @@ from typing import Any
 from hiexp.tasks.data_sets import DATA_SETS, KINDS, DataSet, Kind, find_data_set, split_label
 from hiexp.tasks.qa import COLUMNS, first_row, source_name, split_sources
 
-MEND = "set task.kind: maths and task.metric: accuracy, or write qa=SOURCE (maths=SOURCE) where it is meant so"
+# By task.kind, what helps where it would judge a source wrongly.
+MEND = {
+    "qa": "set task.kind: maths and task.metric: accuracy, or write qa=SOURCE where it is meant so",
+    "maths": "set task.kind: qa and task.metric: em, or write maths=SOURCE where it is meant so",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -290,3 +290,11 @@ def test_memory_that_ran_out_is_told_and_one_conversation_must_fit(fakes, word_t
     agent = agent_saying(fakes, word_tokenizer, [ANSWER], room=0, engine_retries=2)
     with pytest.raises(EngineError, match=r"rollout q0/0/0: out of memory with 1 rows \(3 times\)"):
         agent.run(QUESTIONS[:1], seeds=[0])
+
+
+@pytest.mark.filterwarnings("ignore:out of memory")
+def test_going_on_with_fewer_uses_up_no_retry(fakes, word_tokenizer):
+    """Memory runs out with 6 and with 3 rows; the first real death after that is still retried."""
+    agent = agent_saying(fakes, word_tokenizer, [ANSWER], room=2, dies={2}, engine_retries=1)
+    assert len(agent.run(QUESTIONS, seeds=range(6))) == 6
+    assert agent.engine.asked > 3

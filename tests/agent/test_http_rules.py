@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hiexp.agent.http_json import JsonClient, post_json
-from hiexp.agent.http_rules import ServiceError, blot, check_url, start_of
+from hiexp.agent.http_rules import ServiceError, blot, check_url, shown, start_of
 
 
 @given(st.text(), st.text(), st.text("abcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1), st.text("xyz-", min_size=1))
@@ -50,6 +50,7 @@ def test_credentials_of_urls_are_blotted(text, left):
 def test_half_a_key_at_the_end_is_a_secret_too():
     for shift in range(190, 202):
         assert "hu" not in start_of(b"-" * shift + b"hush-12345", ["hush-12345"])
+        assert "hu" not in shown(["-" * shift + "hush-12345"], ["hush-12345"])
 
 
 def test_bad_urls_are_named_without_their_password():

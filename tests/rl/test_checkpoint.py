@@ -157,3 +157,13 @@ def test_manifest_names_every_file(tmp_path):
     manifest = json.loads((path / "manifest.json").read_text())
     assert (manifest["step"], manifest["score"]) == (3, 0.5)
     assert sorted(manifest["files"]) == ["model/weights.bin", "state.json"]
+
+
+def test_a_damaged_later_checkpoint_does_not_outlive_what_was_made_since(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    checkpoints.save(10, writer(b"abc"))
+    (checkpoints.save(20, writer(b"abc"), 0.9) / "state.json").unlink()
+    path = checkpoints.save(12, writer(b"abc"), 0.1)
+    assert checkpoints.steps() == [12]
+    assert checkpoints.latest() == (12, path)
+    assert checkpoints.best() == 12

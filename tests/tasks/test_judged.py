@@ -8,7 +8,7 @@ import pytest
 
 from hiexp.io import DataError
 from hiexp.tasks.data_sets import DATA_SETS
-from hiexp.tasks.judged import judged_as, judged_sources
+from hiexp.tasks.judged import MEND, judged_as, judged_sources
 from hiexp.tasks.qa import load_questions
 
 MATHS = {"problem": "1 + 1", "answer": "2"}
@@ -86,3 +86,10 @@ def test_an_unknown_label_is_refused_and_a_file_with_an_equals_sign_is_not(file)
 def test_real_maths_files_are_known(data_dir, name):
     told = judged_as(str(data_dir / "math" / f"{name}.jsonl"), None)
     assert (told.name, told.kind) == (name, "maths")
+
+
+def test_the_advice_fits_the_direction(file):
+    for kind, row, words in (("qa", MATHS, "task.kind: maths"), ("maths", QA, "task.kind: qa")):
+        name = "mine.jsonl" if kind == "qa" else "hotpotqa.jsonl"
+        assert judged_as(file(name, row), None).mismatch(kind)
+        assert words in MEND[kind]
