@@ -16,7 +16,6 @@ namespace hiexp::retrieval {
 namespace {
 
 constexpr size_t kLeaders = 16;  // blocks whose most promising point is scored after a stage, before others are judged
-constexpr size_t kFew = 2;       // points a block may have left to be scored at once, without another stage
 constexpr size_t kBlocksPerThread = 64;
 constexpr double kDecimals = 1e6;                                // scores are rounded to six
 constexpr double kRounding = 1e-6;                               // more than rounding can lift a score
@@ -143,7 +142,7 @@ void ExactIndex::Search::score_leader(size_t stage, size_t block, Best& best) {
   if (!(bound[leader] < floor(block, best))) score(block * kBlock + leader, best);
 }
 
-// Whether a block needs the next stage; scores what is left of it if that is little, or all is read.
+// Whether a block needs the next stage; scores what is left of it once all is read.
 bool ExactIndex::Search::goes_on(size_t stage, size_t block, Best& best) {
   const float lowest = floor(block, best);
   if (top_[block] < lowest) return false;
@@ -151,7 +150,7 @@ bool ExactIndex::Search::goes_on(size_t stage, size_t block, Best& best) {
   bounds(stage, block, bound);
   size_t left = 0;
   for (size_t lane = 0; lane < count(block); ++lane) left += !(bound[lane] < lowest);
-  if (left > kFew && stage + 1 < stages_.size()) return true;
+  if (left > 0 && stage + 1 < stages_.size()) return true;
   for (size_t lane = 0; left > 0 && lane < count(block); ++lane) {
     if (!(bound[lane] < floor(block, best))) score(block * kBlock + lane, best);
   }
