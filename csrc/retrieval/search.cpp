@@ -144,14 +144,11 @@ void ExactIndex::Search::score_leader(size_t stage, size_t block, Best& best) {
 
 // Whether a block needs the next stage; scores what is left of it once all is read.
 bool ExactIndex::Search::goes_on(size_t stage, size_t block, Best& best) {
-  const float lowest = floor(block, best);
-  if (top_[block] < lowest) return false;
+  if (top_[block] < floor(block, best)) return false;
+  if (stage + 1 < stages_.size()) return true;
   alignas(64) float bound[kBlock];
   bounds(stage, block, bound);
-  size_t left = 0;
-  for (size_t lane = 0; lane < count(block); ++lane) left += !(bound[lane] < lowest);
-  if (left > 0 && stage + 1 < stages_.size()) return true;
-  for (size_t lane = 0; left > 0 && lane < count(block); ++lane) {
+  for (size_t lane = 0; lane < count(block); ++lane) {
     if (!(bound[lane] < floor(block, best))) score(block * kBlock + lane, best);
   }
   return false;
