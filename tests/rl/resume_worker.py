@@ -4,7 +4,7 @@ Reads CONFIG (dict), KILL_AT_FLUSH (number or None) and EVENTS: None, or a file 
 are what the process asks of the file system (open, rename, remove, make a folder; Python's own modules excepted) and
 the beginnings and ends of rollouts, turns and steps of the engine, gradients and optimiser steps. ``place`` says from
 when on they count: "start" from the beginning of the process, "train" from the first rollouts, "save" from the first
-folder of a checkpoint. A line goes to the file: the event at which the process died, or where it did not, how many
+folder of a checkpoint; "act" counts those of rollouts and the engine alone. A line goes to the file: the event at which the process died, or where it did not, how many
 events there were by place, as JSON.
 """
 
@@ -25,6 +25,7 @@ from hiexp.rl.config import TrainConfig
 from hiexp.rl.trainer import GRPOTrainer
 from hiexp.rl.update import PolicyUpdate
 
+ACTING = ("SearchAgent", "TransformersEngine", "TransformersSession")
 PYTHON = (sys.prefix, sys.base_prefix, "/proc/", "/sys/")
 
 
@@ -51,7 +52,7 @@ class Events:
     """Counts events by place and dies at one of them."""
 
     def __init__(self, notes: str, kill_at: tuple[str, int] | None) -> None:
-        self.counts: dict[str, int] = {"start": 0}
+        self.counts: dict[str, int] = {"start": 0, "act": 0}
         # A descriptor from the beginning: opening it later would be an event.
         self._notes, self._kill_at = os.open(notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT), kill_at
         sys.addaudithook(self.audit)
@@ -65,6 +66,8 @@ class Events:
     def tick(self, event: str) -> None:
         """One event."""
         for place, count in self.counts.items():
+            if place == "act" and not event.startswith(ACTING):
+                continue
             if (place, count) == self._kill_at:
                 self.note(event)
                 die()

@@ -202,12 +202,13 @@ def test_a_step_that_trains_nothing_is_observed(updated, ragged):
         rollouts, ADVANTAGES, prepare=lambda update: kept.append((update, update.observe(rollouts, 1)))
     )
     seen = kept[0][1]
-    assert seen.keys() == {"entropy", "kl_ref", *(f"engine_mismatch{end}" for end in ("", "_max", "_share"))}
+    measured = {"entropy", "kl_ref", *(f"engine_mismatch{end}" for end in ("", "_max", "_share"))}
+    assert seen.keys() == measured | {"oom_retries"}
     assert seen == pytest.approx({key: trained[key] for key in seen}, rel=1e-4)
     assert all(weight.grad is None for weight in kept[0][0].scorer.parameters())
     many = [rollouts[i % 7] for i in range(40)]
     assert kept[0][0].observe(many, 2)["entropy"] > 0
-    assert kept[0][0].observe([], 3) == {}
+    assert kept[0][0].observe([], 3) == {"oom_retries": 0}
 
 
 def test_a_collapsed_policy_does_not_blind_the_entropy_alarm(tiny_run, tmp_path):
