@@ -4,8 +4,8 @@ Reads CONFIG (dict), KILL_AT_FLUSH (number or None) and EVENTS: None, or a file 
 are what the process asks of the file system (open, rename, remove, make a folder; Python's own modules excepted) and
 the beginnings and ends of rollouts, turns and steps of the engine, gradients and optimiser steps. ``place`` says from
 when on they count: "start" from the beginning of the process, "train" from the first rollouts, "save" from the first
-folder of a checkpoint; "act" counts those of rollouts and the engine alone. A line goes to the file: the event at which the process died, or where it did not, how many
-events there were by place, as JSON.
+folder of a checkpoint; "act" counts those of rollouts and the engine alone. A line goes to the file: the event at which
+the process died, or where it did not, how many events there were by place, as JSON.
 """
 
 from __future__ import annotations
