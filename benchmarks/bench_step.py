@@ -28,8 +28,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,28 +92,15 @@ def resident_megabytes(field: str) -> float:
         return next(int(line.split()[1]) for line in file if line.startswith(field)) / 1024
 
 
-class Clock:
-    """Seconds by name, of whatever is wrapped."""
+def timed(clock: Any, owner: Any, method: str, name: str) -> None:
+    """Lets ``clock`` count the seconds of ``owner.method`` under ``name``."""
+    inner = getattr(owner, method)
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
+    def within(*args: Any, **kwargs: Any) -> Any:
+        with clock.part(name):
+            return inner(*args, **kwargs)
 
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.perf_counter() - begin
-
-    def wrap(self, owner: Any, method: str, name: str) -> None:
-        inner = getattr(owner, method)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name):
-                return inner(*args, **kwargs)
-
-        setattr(owner, method, timed)
+    setattr(owner, method, within)
 
 
 def run_hiexp(work: Work) -> dict[str, Any]:
@@ -207,6 +193,8 @@ def run_trl(work: Work) -> dict[str, Any]:
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
+    from hiexp.clock import Clock
+
     model, tokenizer = load(work)
     base = resident_megabytes("VmRSS")
     lengths: list[int] = []
@@ -219,13 +207,15 @@ def run_trl(work: Work) -> dict[str, Any]:
 
     class Watch(TrainerCallback):
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            marks.append((time.perf_counter(), dict(clock.seconds), time.process_time()))
+            clock.take()
+            marks.append((time.perf_counter(), time.process_time()))
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            begin, before, used = marks[-1]
-            spent = {name: clock.seconds[name] - before.get(name, 0.0) for name in clock.seconds}
-            rollout = spent.get("generate", 0.0)
-            score = spent.get("generate and score", 0.0) - rollout
+            begin, used = marks[-1]
+            spent = clock.take()
+            # Generation lies within the other part.
+            rollout = spent["seconds_generate"]
+            score = spent["seconds_generate_and_score"] - rollout
             total = time.perf_counter() - begin
             rows.append({
                 "seconds_rollout": rollout, "seconds_score": score, "seconds_update": total - rollout - score,
@@ -249,8 +239,8 @@ def run_trl(work: Work) -> dict[str, Any]:
             model=model, reward_funcs=reward, args=arguments, processing_class=tokenizer, callbacks=[Watch()],
             train_dataset=datasets.Dataset.from_list([{"prompt": text} for text in texts] * 8),
         )  # fmt: skip
-        clock.wrap(trainer, "_generate", "generate")
-        clock.wrap(trainer, "_generate_and_score_completions", "generate and score")
+        timed(clock, trainer, "_generate", "generate")
+        timed(clock, trainer, "_generate_and_score_completions", "generate_and_score")
         torch.set_num_threads(work.threads)
         trainer.train()
     assert len(lengths) == work.rollouts, (len(lengths), work.rollouts)

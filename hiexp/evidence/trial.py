@@ -26,8 +26,8 @@ from hiexp.rl.config import TrainConfig
 from hiexp.rl.metrics import mean
 from hiexp.rl.model import pad_token_id
 from hiexp.rl.reward import score_rollouts
+from hiexp.rl.scorer import PolicyScorer
 from hiexp.rl.setup import NoSearch
-from hiexp.rl.update import PolicyScorer
 from hiexp.tasks.question import Question
 
 

@@ -16,8 +16,8 @@ from accelerate import Accelerator, DistributedType
 
 from hiexp.rl.config import TrainConfig
 from hiexp.rl.lora import BaseScorer, add_adapter, read_adapter, write_adapter
+from hiexp.rl.scorer import PolicyScorer
 from hiexp.rl.sharding import Shards
-from hiexp.rl.update import PolicyScorer
 
 
 class Policy:
@@ -29,7 +29,7 @@ class Policy:
         accelerator: the engine that trains it.
 
     Attributes:
-        scorer: the model as accelerate wraps it, see :class:`hiexp.rl.update.PolicyScorer`.
+        scorer: the model as accelerate wraps it, see :class:`hiexp.rl.scorer.PolicyScorer`.
         optimizer: AdamW over the trained parameters.
         model: the trained model itself, adapter layers included.
         acting: the model that rollouts are sampled from; a copy with whole weights where the trained one is sharded,

@@ -18,9 +18,7 @@ import torch
 
 from hiexp.agent.record import Rollout
 from hiexp.clock import Clock
-from hiexp.ops.linear_policy_loss import linear_policy_loss
 from hiexp.ops.policy_loss import PolicyLoss
-from hiexp.ops.token_logprobs import token_logprobs
 from hiexp.rl.batch import (
     MicroBatch,
     engine_logprobs,
@@ -37,38 +35,12 @@ from hiexp.rl.importance import importance_weights
 from hiexp.rl.kl import KLController
 from hiexp.rl.losses import find_loss
 from hiexp.rl.memory import TokenBudget, is_out_of_memory
-from hiexp.rl.model import lm_head, packs_prefixes, trained_hidden_states
-from hiexp.rl.registered_loss import registered_loss
+from hiexp.rl.model import packs_prefixes
 from hiexp.rl.schedule import learning_rate
 from hiexp.rl.totals import Totals
 
 Array = np.ndarray[Any, Any]
 _OBSERVED = 16  # rollouts that stand for a step that trains none
-
-
-class PolicyScorer(torch.nn.Module):
-    """The model as a function from micro-batch to log-probs or loss; accelerate wraps it and so sees the forward."""
-
-    def __init__(self, model: Any, temperature: float) -> None:
-        super().__init__()
-        self.model = model
-        self.temperature = temperature
-
-    def forward(self, batch: MicroBatch, loss: dict[str, Any] | None = None, entropy: bool = False) -> Any:
-        """TokenLogprobs of the batch's trained tokens, or with the arguments ``loss`` their PolicyLoss."""
-        rows = trained_hidden_states(self.model, batch)  # (N, H)
-        weight, bias = lm_head(self.model)
-        head = {"bias": bias, "temperature": self.temperature}
-        if loss is None:
-            return token_logprobs(rows, weight, batch.targets, entropy=entropy, **head)
-        if "function" in loss:
-            scores = token_logprobs(rows, weight, batch.targets, entropy=True, **head)
-            return registered_loss(scores=scores, cu_seqlens=batch.cu_seqlens, **loss)
-        # Logits and gradients of the head exist a chunk of rows at a time, whatever the micro-batch.
-        return linear_policy_loss(
-            rows, weight, batch.targets, mask=torch.ones_like(batch.targets), cu_seqlens=batch.cu_seqlens,
-            entropy=True, **head, **loss,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,7 +147,8 @@ def updated(tiny_run: TinyRun) -> Any:
 
     from hiexp.rl.config import AlgorithmConfig, TrainConfig
     from hiexp.rl.model import load_policy
-    from hiexp.rl.update import PolicyScorer, PolicyUpdate
+    from hiexp.rl.scorer import PolicyScorer
+    from hiexp.rl.update import PolicyUpdate
 
     def flat(model: Any) -> Any:
         return torch.cat([weight.detach().reshape(-1) for weight in model.parameters()])

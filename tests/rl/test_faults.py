@@ -16,7 +16,7 @@ def spoil(place, kept):
     """Make the hidden states of the rollout at ``place`` of a batch NaN."""
 
     def prepare(update):
-        from hiexp.rl import update as module
+        from hiexp.rl import scorer as module
 
         kept.append((update, copy.deepcopy(update.scorer.model.state_dict())))
         original = module.trained_hidden_states
@@ -40,7 +40,7 @@ def test_a_nan_stops_before_the_step_and_names_the_rollout(updated, ragged, monk
 
     def patched(update):
         prepare(update)
-        monkeypatch.setattr("hiexp.rl.update.trained_hidden_states", kept[1])
+        monkeypatch.setattr("hiexp.rl.scorer.trained_hidden_states", kept[1])
 
     advantages, rewards = np.arange(7.0), np.linspace(0, 1, 7)
     with pytest.raises(

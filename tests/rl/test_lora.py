@@ -20,8 +20,9 @@ from hiexp.rl.lora import PlainWeights
 from hiexp.rl.metrics import read_metrics
 from hiexp.rl.model import load_policy
 from hiexp.rl.policy import Policy
+from hiexp.rl.scorer import PolicyScorer
 from hiexp.rl.trainer import GRPOTrainer
-from hiexp.rl.update import PolicyScorer, PolicyUpdate
+from hiexp.rl.update import PolicyUpdate
 from hiexp.rl.weight_sync import LocalReplica
 
 pytest.importorskip("peft")

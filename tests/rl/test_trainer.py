@@ -20,8 +20,9 @@ from hiexp.rl.config import AlgorithmConfig, TrainConfig
 from hiexp.rl.metrics import METRIC_KEYS, read_metrics
 from hiexp.rl.model import load_policy
 from hiexp.rl.reward import QuestionTask, TaskBatch
+from hiexp.rl.scorer import PolicyScorer
 from hiexp.rl.trainer import GRPOTrainer
-from hiexp.rl.update import PolicyScorer, PolicyUpdate
+from hiexp.rl.update import PolicyUpdate
 from hiexp.tasks.question import Question
 from hiexp.tasks.scorers import Scorer
 

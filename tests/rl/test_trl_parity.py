@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hiexp.agent.record import Rollout
 from hiexp.rl.batch import microbatches
-from hiexp.rl.update import PolicyScorer
+from hiexp.rl.scorer import PolicyScorer
 
 PROMPTS = [[5, 6, 7, 8, 9], [5, 6, 11]]
 RESPONSES = [[[3, 4, 12], [13, 14, 15, 16]], [[9, 8], [10, 11, 12, 13, 14]]]
